@@ -1,0 +1,46 @@
+# Aquifer: every target installs what it needs (Debian packages, crates) through the ordinary clients.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+# Programs that the lab's pods run and that tests look at the wire with. Nothing else is changed on the machine.
+PACKAGES := mold nftables iproute2 iptables tcpdump conntrack nginx-light redis-server redis-tools wrk curl mariadb-server openssl procps util-linux cmake pkg-config jq
+PROFILE ?= demo
+BIN = target/$(PROFILE)
+
+.PHONY: help deps build demo test lint fmt deny bench clean lab-up lab-down
+
+help: ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
+
+deps: ## Install the Debian packages that building, the lab and the tests use.
+	@scripts/deps $(PACKAGES)
+
+build: deps ## Build all binaries, optimised (without LTO).
+	@scripts/build $(PROFILE)
+
+demo: preflight build ## Start a two-node lab and walk through the main job, live. KEEP=1 leaves it up.
+	@$(BIN)/aquifer demo $(if $(KEEP),--keep)
+
+test: preflight deps ## Set everything up and run all tests.
+	@scripts/test
+
+lint: deps ## Formatting, clippy with warnings denied, licences and sources.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@$(MAKE) --no-print-directory deny
+
+deny: ## cargo-deny: bans, licences, sources.
+	@scripts/deny
+
+fmt: ## Format.
+	cargo fmt --all
+
+release: deps ## Build what ships (LTO, one codegen unit).
+	cargo build --release --workspace --bins
+
+clean: ## Remove build output.
+	cargo clean
+
+.PHONY: preflight release
+preflight:
+	@scripts/preflight
