@@ -1,0 +1,111 @@
+//! The dependency graph is a promise: docs/architecture.md draws it, this test holds us to it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+
+/// The allowed arrows between our crates, and nothing else. `tests` may depend on anything.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("aquifer-proto", &[]),
+    ("aquifer-runtime", &[]),
+    ("aquifer-objects", &[]),
+    ("aquifer-core", &["aquifer-proto"]),
+    ("aquifer-xds", &["aquifer-proto", "aquifer-runtime"]),
+    ("aquifer-tls", &["aquifer-core", "aquifer-proto", "aquifer-runtime"]),
+    ("aquifer-hbone", &["aquifer-core", "aquifer-runtime"]),
+    (
+        "ztunnel",
+        &["aquifer-core", "aquifer-xds", "aquifer-tls", "aquifer-hbone", "aquifer-runtime", "aquifer-proto"],
+    ),
+    (
+        "aquifer-istiod-lite",
+        &["aquifer-core", "aquifer-xds", "aquifer-tls", "aquifer-objects", "aquifer-runtime", "aquifer-proto"],
+    ),
+    ("aquifer-cni", &["aquifer-objects", "aquifer-runtime", "aquifer-proto"]),
+    ("aquifer-lab", &["aquifer-objects", "aquifer-runtime"]),
+    (
+        "aquifer",
+        &["aquifer-core", "aquifer-objects", "aquifer-lab", "aquifer-istiod-lite", "aquifer-runtime", "aquifer-proto"],
+    ),
+];
+
+/// What ships: every entry of [`CARD`] is linked into at least one of these.
+const SHIPPING: &[&str] = &["ztunnel", "aquifer-istiod-lite", "aquifer-cni", "aquifer"];
+
+/// The libraries that the product is built on. One that no shipping binary uses any more is a rewrite in disguise.
+const CARD: &[&str] =
+    &["tokio", "hyper", "h2", "rustls", "kube", "prost", "tonic", "socket2", "nix", "tracing", "prometheus-client"];
+
+fn metadata() -> Metadata {
+    MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .exec()
+        .expect("cargo metadata of this workspace")
+}
+
+#[test]
+fn crates_depend_only_along_the_arrows() {
+    let metadata = metadata();
+    let allowed: BTreeMap<&str, BTreeSet<&str>> =
+        ARROWS.iter().map(|(from, to)| (*from, to.iter().copied().collect())).collect();
+    let ours: HashSet<&str> = metadata.workspace_packages().iter().map(|p| p.name.as_str()).collect();
+    let mut wrong = Vec::new();
+    for package in metadata.workspace_packages() {
+        if package.name.as_str() == "aquifer-tests" {
+            continue;
+        }
+        let Some(may) = allowed.get(package.name.as_str()) else {
+            wrong.push(format!("{} is not in the table of arrows", package.name));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let name = dependency.name.as_str();
+            if ours.contains(name) && !may.contains(name) {
+                wrong.push(format!("{} → {name} ({:?}) is not an allowed arrow", package.name, dependency.kind));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_library_of_the_card_is_in_a_shipping_binary() {
+    let metadata = metadata();
+    let resolve = metadata.resolve.as_ref().expect("a resolved graph");
+    let names: HashMap<&PackageId, &str> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
+    let edges: HashMap<&PackageId, Vec<&PackageId>> = resolve
+        .nodes
+        .iter()
+        .map(|node| {
+            let normal = node
+                .deps
+                .iter()
+                .filter(|dep| dep.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal))
+                .map(|dep| &dep.pkg);
+            (&node.id, normal.collect())
+        })
+        .collect();
+    let mut reached: HashSet<&PackageId> = HashSet::new();
+    let mut todo: Vec<&PackageId> =
+        metadata.workspace_packages().iter().filter(|p| SHIPPING.contains(&p.name.as_str())).map(|p| &p.id).collect();
+    while let Some(id) = todo.pop() {
+        if reached.insert(id) {
+            todo.extend(edges.get(id).into_iter().flatten().copied());
+        }
+    }
+    let shipped: HashSet<&str> = reached.iter().map(|id| names[id]).collect();
+    let missing: Vec<_> = CARD.iter().filter(|name| !shipped.contains(*name)).collect();
+    assert!(missing.is_empty(), "no shipping binary uses: {missing:?}");
+}
+
+#[test]
+fn no_lint_is_switched_off_by_a_crate_for_itself() {
+    for package in metadata().workspace_packages() {
+        let manifest = std::fs::read_to_string(&package.manifest_path).expect("a readable manifest");
+        assert!(
+            manifest.contains("[lints]\nworkspace = true"),
+            "{} does not take its lints from the workspace",
+            package.name
+        );
+    }
+}
