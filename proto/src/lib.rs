@@ -8,3 +8,51 @@
 //! - The generated code is committed and a test proves it current; a build needs no protoc.
 //! - Field numbers are the field's own (Istio, Envoy); names follow Istio's.
 //! - No behaviour lives here. Values are as the peer sent them: `aquifer_core::from_proto` validates.
+
+// Generated code answers to its generator's taste, not to our lints.
+macro_rules! generated {
+    ($(#[$doc:meta])* $name:ident, $file:literal) => {
+        $(#[$doc])*
+        #[allow(clippy::all, clippy::use_self, clippy::unwrap_used, missing_docs, unreachable_pub, rust_2018_idioms)]
+        #[rustfmt::skip]
+        pub mod $name {
+            include!(concat!("gen/", $file, ".rs"));
+        }
+    };
+}
+
+generated!(
+    /// Delta aggregated discovery, client and server (`envoy.service.discovery.v3`).
+    xds,
+    "envoy.service.discovery.v3"
+);
+generated!(
+    /// Workloads and services (`istio.workload`).
+    workload,
+    "istio.workload"
+);
+generated!(
+    /// Authorization policies (`istio.security`).
+    security,
+    "istio.security"
+);
+generated!(
+    /// The certificate authority, client and server (`istio.v1.auth`).
+    ca,
+    "istio.v1.auth"
+);
+generated!(
+    /// Node agent and ztunnel (`istio.workload.zds`).
+    zds,
+    "istio.workload.zds"
+);
+
+/// The resource types of discovery.
+pub mod type_url {
+    /// A workload or a service: [`crate::workload::Address`].
+    pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+    /// A policy: [`crate::security::Authorization`].
+    pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+    /// A workload alone: [`crate::workload::Workload`].
+    pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
+}

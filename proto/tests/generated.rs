@@ -14,6 +14,8 @@ fn generated_code_is_current() {
     protos.sort();
     let descriptors = protox::compile(&protos, [root.join("protos")]).expect("valid .proto files");
     tonic_prost_build::configure()
+        // Ordered maps: equal messages encode to equal bytes, so that a version can be a hash.
+        .btree_map(".")
         .bytes(".")
         .out_dir(out.path())
         .emit_rerun_if_changed(false)
