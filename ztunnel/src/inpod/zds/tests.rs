@@ -1,0 +1,208 @@
+//! Against what the real agent and the real node proxy sent, packet by packet, over a real `SOCK_SEQPACKET` pair.
+
+use std::fs::File;
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+};
+
+use super::*;
+use crate::inpod::packet::{MAX_PACKET, PacketError, PacketSocket};
+use crate::inpod::state::State;
+
+fn pair() -> (OwnedFd, PacketSocket) {
+    let (agent, ours) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+    )
+    .unwrap();
+    (agent, PacketSocket::new(ours).unwrap())
+}
+
+fn send(agent: &OwnedFd, data: &[u8], fds: &[File]) {
+    let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let control = if fds.is_empty() { &[][..] } else { &rights[..] };
+    let sent = sendmsg::<()>(
+        agent.as_raw_fd(),
+        &[IoSlice::new(data)],
+        control,
+        MsgFlags::empty(),
+        None,
+    );
+    assert_eq!(sent, Ok(data.len()));
+}
+
+fn null() -> File {
+    File::open("/dev/null").unwrap()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
+        .collect()
+}
+
+/// The recorded packets of one connection: those of the agent (with their descriptors), and those of the proxy.
+struct Recording {
+    entries: Vec<serde_json::Value>,
+}
+
+impl Recording {
+    fn load(name: &str) -> Self {
+        let path = format!(
+            "{}/../tests/recordings/zds/{name}.json",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let file: serde_json::Value =
+            serde_json::from_reader(File::open(path).unwrap()).unwrap();
+        Self {
+            entries: file["entries"].as_array().unwrap().clone(),
+        }
+    }
+
+    fn packets(&self) -> impl Iterator<Item = (&str, Vec<u8>, u64, &serde_json::Value)> {
+        self.entries.iter().filter_map(|e| {
+            Some((
+                e["direction"].as_str()?,
+                hex(e["hex"].as_str()?),
+                e["fds"].as_u64()?,
+                &e["decoded"],
+            ))
+        })
+    }
+}
+
+#[tokio::test]
+async fn recorded_requests_parse_and_answers_are_byte_equal() {
+    for name in [
+        "snapshot",
+        "add",
+        "del",
+        "reconnect",
+        "enrol-unenrol-running-pod",
+    ] {
+        let (agent, ours) = pair();
+        let mut answered = 0;
+        for (direction, bytes, fds, decoded) in Recording::load(name).packets() {
+            if direction == "ztunnel->cni" {
+                let expect = if decoded.get("ZdsHello").is_some() {
+                    hello()
+                } else {
+                    ack(Ok(()))
+                };
+                assert_eq!(bytes, expect, "{name}: {decoded}");
+                answered += 1;
+                continue;
+            }
+            let files: Vec<File> = (0..fds).map(|_| null()).collect();
+            send(&agent, &bytes, &files);
+            let request = parse(ours.recv().await.unwrap()).unwrap();
+            let decoded = &decoded["WorkloadRequest"];
+            match request {
+                Request::Add { uid, info, .. } => {
+                    let add = &decoded["add"];
+                    assert_eq!(uid.as_str(), add["uid"]);
+                    let expect = &add["workload_info"];
+                    assert_eq!(*info.name, expect["name"]);
+                    assert_eq!(*info.namespace, expect["namespace"]);
+                    assert_eq!(*info.service_account, expect["service_account"]);
+                }
+                Request::Del(uid) => assert_eq!(uid.as_str(), decoded["del"]["uid"]),
+                Request::Keep(uid) => assert_eq!(uid.as_str(), decoded["keep"]["uid"]),
+                Request::SnapshotSent => assert!(decoded.get("snapshot_sent").is_some()),
+            }
+        }
+        assert!(answered > 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_recorded_reconnect_keeps_what_runs_and_starts_nothing_twice() {
+    let (agent, ours) = pair();
+    let mut state = State::default();
+    let mut starts = 0;
+    for (name, expect_starts) in [("snapshot", 2), ("reconnect", 0)] {
+        state.connected();
+        for (direction, bytes, fds, _) in Recording::load(name).packets() {
+            if direction == "ztunnel->cni" {
+                continue;
+            }
+            send(&agent, &bytes, &(0..fds).map(|_| null()).collect::<Vec<_>>());
+            let request = match parse(ours.recv().await.unwrap()).unwrap() {
+                Request::Add { uid, info, .. } => Request::Add { uid, info, netns: 1 },
+                Request::Del(uid) => Request::Del(uid),
+                Request::Keep(uid) => Request::Keep(uid),
+                Request::SnapshotSent => Request::SnapshotSent,
+            };
+            let work = state.handle(request).unwrap();
+            assert_eq!(work.stop, []);
+            if let Some(pod) = work.start {
+                starts += 1;
+                state.started(pod, true);
+            }
+        }
+        assert_eq!(starts, expect_starts, "{name}");
+        assert_eq!(state.running().len(), 2);
+        assert!(state.ready());
+        starts = 0;
+    }
+}
+
+#[tokio::test]
+async fn packets_that_break_the_rules_are_errors_and_leak_no_descriptor() {
+    let recording = Recording::load("add");
+    let (_, add, _, _) = recording.packets().next().unwrap();
+    let (agent, ours) = pair();
+    let before = open_descriptors();
+
+    let cases: Vec<(&str, Vec<u8>, usize)> = vec![
+        ("add without a network namespace descriptor", add.clone(), 0),
+        ("2 descriptors in one packet", add.clone(), 2),
+        ("truncated packet", add.clone(), 30),
+        ("unexpected descriptor with snapshot_sent", hex("1a00"), 1),
+        ("request without a known payload", hex("2a021200")[..0].to_vec(), 0),
+        ("failed to decode", hex("ffffff"), 1),
+        ("truncated packet", vec![0; MAX_PACKET + 1], 0),
+        ("add without workload_info", hex("0a030a0161"), 1),
+        ("del without uid", hex("1200"), 0),
+        ("keep without uid", hex("2a00"), 0),
+    ];
+    for (expect, bytes, fds) in cases {
+        // An empty packet can't be told from the end of the connection; an empty message can't arise in a packet.
+        if bytes.is_empty() {
+            continue;
+        }
+        send(&agent, &bytes, &(0..fds).map(|_| null()).collect::<Vec<_>>());
+        let error = match ours.recv().await {
+            Ok(packet) => parse(packet).map(drop).unwrap_err().to_string(),
+            Err(e) => e.to_string(),
+        };
+        assert!(error.starts_with(expect), "{expect}: {error}");
+        let nack = ack(Err(&error));
+        assert!(nack.len() < MAX_PACKET && nack != ack(Ok(())));
+    }
+    assert_eq!(open_descriptors(), before);
+
+    drop(agent);
+    assert!(matches!(ours.recv().await, Err(PacketError::Closed)));
+}
+
+#[test]
+fn a_nack_fits_a_packet_whatever_the_error() {
+    assert!(ack(Err(&"ü".repeat(5000))).len() <= MAX_PACKET);
+}
+
+/// Those that this thread's tests could leak: `/dev/null` opened for passing on.
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|e| std::fs::read_link(e.ok()?.path()).ok())
+        .filter(|target| target.as_os_str() == "/dev/null")
+        .count()
+}

@@ -1,0 +1,3 @@
+//! The node proxy of an ambient mesh.
+pub mod inpod;
+pub mod socket;
