@@ -1,0 +1,138 @@
+//! The connecting end of one HBONE connection, without the pool.
+
+use crate::config::ClientConfig;
+use crate::error::ConnectError;
+use crate::keepalive;
+use crate::stream::H2Stream;
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Streams assumed to be allowed until the peer's SETTINGS say how many.
+pub(crate) const INITIAL_MAX_STREAMS: usize = 100;
+
+/// One CONNECT.
+#[derive(Clone, Debug)]
+pub struct HboneRequest {
+    /// `ip:port`, `[v6]:port` or `hostname:port`.
+    pub authority: String,
+    /// `baggage`, `forwarded`, `traceparent` and the like, sent as they are.
+    pub headers: HeaderMap,
+}
+
+/// A handle to a connection that [`handshake`] made. Clones share the connection; when all handles and streams
+/// are gone, the connection closes itself in order.
+#[derive(Clone)]
+pub struct Client {
+    send: SendRequest<Bytes>,
+    response_timeout: Duration,
+}
+
+impl Client {
+    /// Opens a stream: sends CONNECT and waits for 200.
+    pub async fn connect(&self, request: &HboneRequest) -> Result<(H2Stream, HeaderMap), ConnectError> {
+        let timeout = self.response_timeout;
+        tokio::time::timeout(timeout, self.exchange(request)).await.map_err(|_| ConnectError::Timeout(timeout))?
+    }
+
+    async fn exchange(&self, request: &HboneRequest) -> Result<(H2Stream, HeaderMap), ConnectError> {
+        let request = head(request)?;
+        let mut ready = self.send.clone().ready().await?;
+        let (response, send) = ready.send_request(request, false)?;
+        let (head, recv) = response.await?.into_parts();
+        if head.status != StatusCode::OK {
+            return Err(ConnectError::Status { status: head.status, headers: Box::new(head.headers) });
+        }
+        Ok((H2Stream::new(send, recv), head.headers))
+    }
+
+    /// Whether the connection takes new streams. False after a GOAWAY or a failure.
+    pub fn is_open(&self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        !matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    /// Streams that the peer allows at once, as far as known.
+    pub fn max_streams(&self) -> usize {
+        self.send.current_max_send_streams()
+    }
+}
+
+fn head(request: &HboneRequest) -> Result<Request<()>, ConnectError> {
+    let invalid = |e: http::Error| ConnectError::InvalidRequest(std::sync::Arc::new(e));
+    // Only an authority: no :scheme, no :path (RFC 9113, 8.5; not the extended CONNECT of RFC 8441).
+    let uri = Uri::builder().authority(request.authority.as_str()).build().map_err(invalid)?;
+    let mut head = Request::builder().method(Method::CONNECT).uri(uri).body(()).map_err(invalid)?;
+    *head.headers_mut() = request.headers.clone();
+    Ok(head)
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The peer, or the transport below, broke it.
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
+    /// No answer to a PING.
+    #[error("no answer to PING within {0:?}")]
+    PingTimeout(Duration),
+}
+
+/// Starts HTTP/2 on an authenticated byte stream. The [`Driver`] must be polled for anything to happen.
+pub async fn handshake<Io>(io: Io, config: &ClientConfig) -> Result<(Client, Driver<Io>), h2::Error>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let windows = config.windows.legal();
+    let (send, connection) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
+        .max_frame_size(windows.frame)
+        .max_header_list_size(config.max_header_list)
+        .max_send_buffer_size(windows.send_buffer)
+        .initial_max_send_streams(INITIAL_MAX_STREAMS)
+        .handshake(io)
+        .await?;
+    let client = Client { send, response_timeout: config.response_timeout };
+    Ok((client, Driver { connection, keepalive: config.keepalive }))
+}
+
+/// What moves a connection's frames.
+#[must_use = "the connection stands still unless the driver runs"]
+pub struct Driver<Io> {
+    connection: Connection<Io, Bytes>,
+    keepalive: crate::config::Keepalive,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
+    /// Runs the connection to its end. Dropping the future closes it at once.
+    pub async fn run(self) -> Result<(), ConnectionError> {
+        self.run_observed(|| {}).await
+    }
+
+    /// Like [`run`](Self::run), and calls `progress` after each step, when limits or the connection's openness
+    /// may have changed.
+    pub(crate) async fn run_observed(mut self, mut progress: impl FnMut()) -> Result<(), ConnectionError> {
+        let timeout = self.keepalive.timeout;
+        let mut dead = pin!(keepalive::watch(self.connection.ping_pong(), self.keepalive));
+        let mut connection = self.connection;
+        std::future::poll_fn(move |cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            progress();
+            if let Poll::Ready(result) = polled {
+                return Poll::Ready(result.map_err(ConnectionError::from));
+            }
+            match dead.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Err(ConnectionError::PingTimeout(timeout))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}

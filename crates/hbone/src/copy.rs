@@ -1,0 +1,221 @@
+//! The byte copy: two [`Transport`]s, each direction on its own.
+
+use crate::transport::{BufList, Transport};
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes are gathered up to this many before a write, if they are there without waiting.
+const GATHER: usize = 64 << 10;
+/// And up to this many chunks, what one vectored write takes.
+const GATHER_CHUNKS: usize = 32;
+/// Writes of one direction before other tasks of the worker get their turn.
+const ROUNDS: usize = 32;
+
+/// Bytes moved so far; readable from any thread while the copy runs.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Downstream to upstream.
+    pub sent: AtomicU64,
+    /// Upstream to downstream.
+    pub received: AtomicU64,
+}
+
+impl Counters {
+    /// `(sent, received)` now.
+    pub fn get(&self) -> (u64, u64) {
+        (self.sent.load(Relaxed), self.received.load(Relaxed))
+    }
+}
+
+/// Which of the two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where the connection came from.
+    Downstream,
+    /// Where it was taken to.
+    Upstream,
+}
+
+/// What was being done to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Receiving from it.
+    Recv,
+    /// Sending to it.
+    Send,
+    /// Ending its sending direction.
+    Shutdown,
+}
+
+/// Why a copy ended early.
+#[derive(Debug, thiserror::Error)]
+#[error("{} {}: {source}", side_name(*.side), op_name(*.op))]
+pub struct CopyError {
+    /// The stream that failed.
+    pub side: Side,
+    /// What failed on it.
+    pub op: Op,
+    /// How.
+    pub source: io::Error,
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Downstream => "downstream",
+        Side::Upstream => "upstream",
+    }
+}
+
+fn op_name(op: Op) -> &'static str {
+    match op {
+        Op::Recv => "receive",
+        Op::Send => "send",
+        Op::Shutdown => "shutdown",
+    }
+}
+
+/// Copies both ways until both directions have ended, or one stream breaks.
+///
+/// An end in one direction is passed on and the other goes on. When a stream breaks while receiving, both are
+/// aborted at once, so that each peer sees what it would see on a direct connection. When one no longer takes
+/// data, what it still has to say is delivered first. The caller drops both streams afterwards.
+pub async fn copy_bidirectional<D: Transport, U: Transport>(
+    downstream: &mut D,
+    upstream: &mut U,
+    counters: &Counters,
+) -> Result<(), CopyError> {
+    let mut up = Half::new(Side::Downstream, Side::Upstream);
+    let mut down = Half::new(Side::Upstream, Side::Downstream);
+    let result = poll_fn(|cx| {
+        let broken = down.send_failed();
+        let sent = up.poll(cx, downstream, upstream, &counters.sent, broken);
+        let broken = up.send_failed();
+        let received = down.poll(cx, upstream, downstream, &counters.received, broken);
+        match (sent, received) {
+            (Err(e), _) | (_, Err(e)) => Poll::Ready(Err(e)),
+            (Ok(Poll::Ready(())), Ok(Poll::Ready(()))) => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    if result.is_err() {
+        downstream.abort();
+        upstream.abort();
+        return result;
+    }
+    // A refused send is the outcome even though the other direction then ended well.
+    match up.failed.or(down.failed) {
+        Some(e) => Err(e),
+        None => Ok(()),
+    }
+}
+
+/// One direction.
+struct Half {
+    from: Side,
+    to: Side,
+    bufs: BufList,
+    eof: bool,
+    flushed: bool,
+    done: bool,
+    failed: Option<CopyError>,
+}
+
+impl Half {
+    fn new(from: Side, to: Side) -> Self {
+        Self { from, to, bufs: BufList::new(), eof: false, flushed: true, done: false, failed: None }
+    }
+
+    /// Whether this direction's receiver broke, other than by an orderly end of the whole stream.
+    fn send_failed(&self) -> bool {
+        self.failed.as_ref().is_some_and(|e| e.source.kind() != io::ErrorKind::BrokenPipe)
+    }
+
+    /// `opposite_broken`: the stream we receive from no longer takes data, so its end is no orderly one.
+    fn poll<F: Transport, T: Transport>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut F,
+        to: &mut T,
+        counter: &AtomicU64,
+        opposite_broken: bool,
+    ) -> Result<Poll<()>, CopyError> {
+        if self.done {
+            return Ok(Poll::Ready(()));
+        }
+        for _ in 0..ROUNDS {
+            self.gather(cx, from)?;
+            if self.bufs.is_empty() {
+                return self.poll_idle(cx, to, opposite_broken);
+            }
+            match to.poll_send(cx, &mut self.bufs) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(n)) => {
+                    from.consumed(n);
+                    counter.fetch_add(n as u64, Relaxed);
+                    self.flushed = false;
+                }
+                Poll::Ready(Err(e)) => return Ok(self.fail(Op::Send, e)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(Poll::Pending)
+    }
+
+    fn gather<F: Transport>(&mut self, cx: &mut Context<'_>, from: &mut F) -> Result<(), CopyError> {
+        while !self.eof && self.bufs.len() < GATHER && self.bufs.chunks() < GATHER_CHUNKS {
+            match from.poll_recv(cx) {
+                Poll::Ready(Ok(Some(bytes))) => self.bufs.push(bytes),
+                Poll::Ready(Ok(None)) => self.eof = true,
+                Poll::Ready(Err(source)) => {
+                    return Err(CopyError { side: self.from, op: Op::Recv, source });
+                }
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing to send: flush, or end the direction.
+    fn poll_idle<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut T,
+        opposite_broken: bool,
+    ) -> Result<Poll<()>, CopyError> {
+        if self.eof {
+            if opposite_broken {
+                to.abort();
+                self.done = true;
+                return Ok(Poll::Ready(()));
+            }
+            return Ok(match to.poll_shutdown(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(())) => {
+                    self.done = true;
+                    Poll::Ready(())
+                }
+                Poll::Ready(Err(e)) => self.fail(Op::Shutdown, e),
+            });
+        }
+        if !self.flushed {
+            match to.poll_flush(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.flushed = true,
+                Poll::Ready(Err(e)) => return Ok(self.fail(Op::Send, e)),
+            }
+        }
+        Ok(Poll::Pending)
+    }
+
+    fn fail(&mut self, op: Op, source: io::Error) -> Poll<()> {
+        self.failed = Some(CopyError { side: self.to, op, source });
+        self.done = true;
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,172 @@
+//! The accepting end: one HTTP/2 connection, a task per CONNECT.
+
+use crate::config::ServerConfig;
+use crate::keepalive;
+use crate::stream::H2Stream;
+use aquifer_runtime::{Cancel, Tracker};
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+#[cfg(test)]
+mod tests;
+
+/// Why serving a connection ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No HTTP/2 preface in time.
+    #[error("no HTTP/2 handshake within {0:?}")]
+    HandshakeTimeout(Duration),
+    /// The peer, or the transport below, broke the connection.
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
+    /// No answer to a PING.
+    #[error("no answer to PING within {0:?}")]
+    PingTimeout(Duration),
+}
+
+impl ServeError {
+    /// Whether the peer went away, as peers do, rather than broke the protocol.
+    pub fn is_disconnect(&self) -> bool {
+        match self {
+            Self::Http2(e) => e.is_io(),
+            Self::HandshakeTimeout(_) | Self::PingTimeout(_) => true,
+        }
+    }
+}
+
+/// Serves one connection: `handler` runs as a task of its own for each CONNECT, and answers it.
+///
+/// On `cancel`'s drain the peer is told by GOAWAY, and this returns when the streams have ended. On force it
+/// returns at once, and the streams break. Must run on a `LocalSet`.
+pub async fn serve<Io, H, F>(
+    io: Io,
+    config: &ServerConfig,
+    handler: H,
+    cancel: Cancel,
+    tracker: &Tracker,
+) -> Result<(), ServeError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(ConnectRequest) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let Some(mut connection) = handshake(io, config, &cancel).await? else {
+        return Ok(());
+    };
+    let mut dead = pin!(keepalive::watch(connection.ping_pong(), config.keepalive));
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            // The end first: a busy peer must not keep a connection that is to go.
+            biased;
+            () = cancel.forced() => return Ok(()),
+            () = cancel.drained(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            accepted = connection.accept() => match accepted {
+                None => return Ok(()),
+                Some(request) => {
+                    let (request, respond) = request?;
+                    if let Some(request) = ConnectRequest::new(request, respond) {
+                        tracker.spawn_local("hbone-stream", handler(request));
+                    }
+                }
+            },
+            () = &mut dead => return Err(ServeError::PingTimeout(config.keepalive.timeout)),
+        }
+    }
+}
+
+/// `None` when forced to end meanwhile.
+async fn handshake<Io>(
+    io: Io,
+    config: &ServerConfig,
+    cancel: &Cancel,
+) -> Result<Option<Connection<Io, Bytes>>, ServeError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let windows = config.windows.legal();
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
+        .max_frame_size(windows.frame)
+        .max_header_list_size(config.max_header_list)
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .max_send_buffer_size(windows.send_buffer)
+        .handshake::<_, Bytes>(io);
+    tokio::select! {
+        biased;
+        () = cancel.forced() => Ok(None),
+        done = tokio::time::timeout(config.handshake_timeout, handshake) => match done {
+            Err(_) => Err(ServeError::HandshakeTimeout(config.handshake_timeout)),
+            Ok(connection) => Ok(Some(connection?)),
+        },
+    }
+}
+
+/// A CONNECT that waits for its answer. Dropped without one, the stream is cancelled.
+pub struct ConnectRequest {
+    head: request::Parts,
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+impl ConnectRequest {
+    /// Answers everything but a plain CONNECT with 400.
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Option<Self> {
+        let (head, recv) = request.into_parts();
+        // RFC 8441's extended CONNECT carries a protocol: that is another request.
+        let plain = head.method == Method::CONNECT
+            && head.extensions.get::<h2::ext::Protocol>().is_none()
+            && head.uri.authority().is_some();
+        let request = Self { head, respond, recv };
+        if plain {
+            return Some(request);
+        }
+        request.refuse(StatusCode::BAD_REQUEST);
+        None
+    }
+
+    /// Where the client wants to go, as it wrote it.
+    pub fn authority(&self) -> &str {
+        self.head.uri.authority().map_or("", |a| a.as_str())
+    }
+
+    /// `baggage`, `forwarded` and the others.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.head.headers
+    }
+
+    /// Answers 200 with `headers`: send it after the connection to the application stands, clients take it as
+    /// connected.
+    pub fn accept(mut self, headers: HeaderMap) -> Result<H2Stream, h2::Error> {
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        let send = self.respond.send_response(response, false)?;
+        Ok(H2Stream::new(send, self.recv))
+    }
+
+    /// Answers with an error status, which ends the stream: HEADERS with END_STREAM, then, as the client may
+    /// still send, RST_STREAM NO_ERROR (RFC 9113, 8.1; h2 writes it when the request is dropped).
+    pub fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        if self.respond.send_response(response, true).is_err() {
+            self.respond.send_reset(Reason::NO_ERROR);
+        }
+    }
+
+    /// Ends when the client has given up waiting for the answer.
+    pub async fn abandoned(&mut self) {
+        // Any outcome means that nobody waits: a reset, or a broken connection.
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
