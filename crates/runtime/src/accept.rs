@@ -156,7 +156,7 @@ mod tests {
     async fn a_drain_takes_what_waits_in_the_queue() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let clients: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let clients: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let cancel = Cancel::new();
         cancel.drain();
         let mut served = 0;

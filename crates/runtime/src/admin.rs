@@ -127,7 +127,7 @@ mod tests {
         let server = Server::bind("admin", loopback()).await.unwrap();
         let address = server.local_addr().unwrap();
         let quit = Arc::new(Notify::new());
-        let (_, level) = crate::telemetry::LogLevel::layer("info").unwrap();
+        let (_filter, level) = crate::telemetry::LogLevel::layer("info").unwrap();
         AdminServer::new()
             .get("/config_dump", |_| async { text(StatusCode::OK, "{}") })
             .with_logging(level)
