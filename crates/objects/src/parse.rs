@@ -1,9 +1,17 @@
 //! YAML text to typed objects, with one error that names file, line and field.
 
+mod locate;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::kinds::Object;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::kinds::{Kind, Object, ObjectKey, UnknownKind, known_kinds};
+use crate::validate::validate;
 
 /// Why a file cannot be read as objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +47,172 @@ impl std::error::Error for ManifestError {}
 ///
 /// Objects of namespaced kinds without a namespace are put into `default`, as kubectl does.
 pub fn parse_manifest(file: &Path, text: &str) -> Result<Vec<Object>, ManifestError> {
-    let _ = (file, text);
-    Ok(Vec::new())
+    let documents = split(text);
+    let mut objects = Vec::new();
+    for document in documents {
+        if let Some(value) = document.value(file)? {
+            let key = document.key(file, &value)?;
+            objects.push(document.typed(file, &key, &value)?);
+        }
+    }
+    Ok(objects)
+}
+
+/// One document of a file: its text and where it begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Document<'a> {
+    pub(crate) text: &'a str,
+    /// Lines of the file before the document's first.
+    pub(crate) lines_before: usize,
+}
+
+/// The documents of a YAML text. A line `---` separates them wherever it stands (YAML 1.2, 9.1.2).
+pub(crate) fn split(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let next = offset + line.len();
+        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        if marker {
+            documents.push(Document { text: &text[start..offset], lines_before: start_line });
+            (start, start_line) = (next, number + 1);
+        }
+        offset = next;
+    }
+    documents.push(Document { text: &text[start..], lines_before: start_line });
+    documents
+}
+
+impl Document<'_> {
+    /// The document as JSON, with what the API server would fill in; `None` if it is empty.
+    pub(crate) fn value(&self, file: &Path) -> Result<Option<Value>, ManifestError> {
+        let syntax = |error: serde_norway::Error| {
+            let line = error.location().map_or(0, |at| at.line() + self.lines_before);
+            ManifestError { file: file.to_owned(), line, field: String::new(), message: without_location(&error.to_string()) }
+        };
+        let mut yaml = serde_norway::Value::deserialize(serde_norway::Deserializer::from_str(self.text)).map_err(syntax)?;
+        yaml.apply_merge().map_err(syntax)?;
+        if yaml.is_null() {
+            return Ok(None);
+        }
+        let mut value = serde_json::to_value(&yaml)
+            .map_err(|error| self.error(file, &[], format!("cannot be read as an object: {error}")))?;
+        if !value.is_object() {
+            return Err(self.error(file, &[], "is not an object with apiVersion, kind and metadata".to_owned()));
+        }
+        fill_in(&mut value);
+        Ok(Some(value))
+    }
+
+    /// What the document's object is called.
+    pub(crate) fn key(&self, file: &Path, value: &Value) -> Result<ObjectKey, ManifestError> {
+        key_of(value).map_err(|(field, message)| {
+            let path: Vec<&str> = field.split('.').collect();
+            self.error(file, &path, message)
+        })
+    }
+
+    /// The typed and validated object.
+    pub(crate) fn typed(&self, file: &Path, key: &ObjectKey, value: &Value) -> Result<Object, ManifestError> {
+        typed(key.kind, value).map_err(|(field, message)| {
+            let segments = locate::segments(&field);
+            let line = locate::line(self.text, &segments) + self.lines_before;
+            ManifestError { file: file.to_owned(), line, field, message }
+        })
+    }
+
+    fn error(&self, file: &Path, path: &[&str], message: String) -> ManifestError {
+        let segments: Vec<locate::Segment> = path.iter().map(|name| locate::Segment::Key((*name).to_owned())).collect();
+        let line = locate::line(self.text, &segments) + self.lines_before;
+        ManifestError { file: file.to_owned(), line, field: path.join("."), message }
+    }
+}
+
+/// What names the object in `value`, or the field and why not.
+pub(crate) fn key_of(value: &Value) -> Result<ObjectKey, (String, String)> {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+    for pointer in ["/kind", "/apiVersion", "/metadata/name", "/metadata/namespace"] {
+        if value.pointer(pointer).is_some_and(|value| !value.is_string() && !value.is_null()) {
+            return Err((pointer[1..].replace('/', "."), "expected a string".to_owned()));
+        }
+    }
+    let kind_name = text("/kind").ok_or_else(|| ("kind".to_owned(), format!("is missing; known kinds: {}", known_kinds())))?;
+    let api_version = text("/apiVersion").ok_or_else(|| ("apiVersion".to_owned(), "is missing".to_owned()))?;
+    let kind = Kind::from_manifest(api_version, kind_name).ok_or_else(|| {
+        if Kind::ALL.iter().any(|kind| kind.as_str() == kind_name) {
+            ("apiVersion".to_owned(), format!("{kind_name} is not known in {api_version}; known kinds: {}", known_kinds()))
+        } else {
+            ("kind".to_owned(), UnknownKind(kind_name.to_owned()).to_string())
+        }
+    })?;
+    let name = text("/metadata/name").filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| ("metadata.name".to_owned(), "is missing".to_owned()))?;
+    let namespace = text("/metadata/namespace").unwrap_or_default();
+    if !kind.namespaced() && !namespace.is_empty() {
+        return Err(("metadata.namespace".to_owned(), format!("a {kind} has no namespace")));
+    }
+    // Both become parts of file names.
+    for (field, part) in [("metadata.name", name), ("metadata.namespace", namespace)] {
+        if part.contains('/') || part.starts_with('.') || part.contains('\0') {
+            return Err((field.to_owned(), format!("{part:?} is not a name")));
+        }
+    }
+    Ok(ObjectKey::new(kind, namespace, name))
+}
+
+/// The typed and validated object, or the field and why not.
+pub(crate) fn typed(kind: Kind, value: &Value) -> Result<Object, (String, String)> {
+    let object = Object::from_json(kind, value).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { String::new() } else { path };
+        (field, error.into_inner().to_string())
+    })?;
+    match validate(&object).into_iter().next() {
+        None => Ok(object),
+        Some(first) => Err((first.path, first.message)),
+    }
+}
+
+/// What the API server fills in at admission, as far as readers depend on it.
+pub(crate) fn fill_in(value: &mut Value) {
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let api_version = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    let Some(kind) = Kind::from_manifest(api_version, kind) else {
+        return;
+    };
+    if value["apiVersion"] != kind.api_version() {
+        value["apiVersion"] = kind.api_version().into();
+    }
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+        if kind.namespaced() && namespace.is_empty() {
+            metadata.insert("namespace".to_owned(), "default".into());
+        }
+        // Selectors by namespace name rest on this label.
+        if kind == Kind::Namespace
+            && let Some(name) = metadata.get("name").cloned()
+        {
+            let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+            if labels.is_null() {
+                *labels = json!({});
+            }
+            if let Some(labels) = labels.as_object_mut() {
+                labels.insert("kubernetes.io/metadata.name".to_owned(), name);
+            }
+        }
+    }
+    // Our own kinds need a spec to be typed; the API takes an absent one as empty.
+    if matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
+        && value.get("spec").is_none_or(Value::is_null)
+    {
+        value["spec"] = json!({});
+    }
+}
+
+/// The parser's text ends with a position within the document; the message has its own within the file.
+fn without_location(text: &str) -> String {
+    match text.rfind(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text.to_owned(),
+    }
 }

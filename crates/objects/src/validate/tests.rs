@@ -1,0 +1,90 @@
+use std::path::Path;
+
+use crate::parse::parse_manifest;
+
+/// The first wrong field of a manifest, or "" if it is good.
+fn field(kind: &str, rest: &str) -> String {
+    let api = match kind {
+        "AuthorizationPolicy" | "PeerAuthentication" => "security.istio.io/v1",
+        "EndpointSlice" => "discovery.k8s.io/v1",
+        _ => "v1",
+    };
+    let text = format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n{rest}\n");
+    parse_manifest(Path::new(""), &text).err().map_or_else(String::new, |error| error.field)
+}
+
+#[test]
+fn authorization_policies() {
+    let cases = [
+        ("spec: {}", ""),
+        ("spec: {rules: [{}]}", ""),
+        ("spec: {action: DENY}", ""),
+        ("spec: {action: CUSTOM, rules: [{}]}", "spec.provider"),
+        ("spec: {provider: {name: x}}", "spec.provider"),
+        ("spec: {action: CUSTOM, provider: {name: x}, rules: [{}]}", ""),
+        ("spec: {rules: [{from: [{}]}]}", "spec.rules[0].from[0].source"),
+        ("spec: {rules: [{from: [{source: {}}]}]}", "spec.rules[0].from[0].source"),
+        ("spec: {rules: [{to: [{operation: {}}]}]}", "spec.rules[0].to[0].operation"),
+        ("spec: {rules: [{from: [{source: {principals: ['']}}]}]}", "spec.rules[0].from[0].source.principals[0]"),
+        ("spec: {rules: [{from: [{source: {ipBlocks: [10.0.0.0/33]}}]}]}", "spec.rules[0].from[0].source.ipBlocks[0]"),
+        ("spec: {rules: [{from: [{source: {notIpBlocks: [10.0.0.1, '2001:db8::/32', x]}}]}]}", "spec.rules[0].from[0].source.notIpBlocks[2]"),
+        ("spec: {rules: [{from: [{source: {serviceAccounts: [a/b, c, 'a/*']}}]}]}", "spec.rules[0].from[0].source.serviceAccounts[2]"),
+        ("spec: {rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}", "spec.rules[0].from[0].source"),
+        ("spec: {rules: [{to: [{operation: {ports: ['80', '0']}}]}]}", "spec.rules[0].to[0].operation.ports[1]"),
+        ("spec: {rules: [{when: [{key: nonsense, values: [a]}]}]}", "spec.rules[0].when[0].key"),
+        ("spec: {rules: [{when: [{key: source.ip}]}]}", "spec.rules[0].when[0].values"),
+        ("spec: {rules: [{when: [{key: source.ip, values: [x]}]}]}", "spec.rules[0].when[0].values[0]"),
+        ("spec: {rules: [{when: [{key: destination.port, notValues: [x]}]}]}", "spec.rules[0].when[0].notValues[0]"),
+        ("spec: {rules: [{when: [{key: 'request.headers[x]', values: [a]}]}]}", ""),
+        ("spec: {selector: {matchLabels: {a: '*'}}}", "spec.selector.matchLabels"),
+        ("spec: {selector: {}, targetRefs: [{kind: Gateway, name: a}]}", "spec.targetRefs[0]"),
+        ("spec: {targetRef: {kind: Gateway, name: a}, targetRefs: [{kind: Gateway, name: a}]}", "spec.targetRefs"),
+        ("spec: {targetRefs: [{kind: Gateway}]}", "spec.targetRefs[0].name"),
+        ("spec: {targetRefs: [{kind: Gateway, name: a, namespace: b}]}", "spec.targetRefs[0].namespace"),
+    ];
+    for (spec, expect) in cases {
+        assert_eq!(field("AuthorizationPolicy", spec), expect, "{spec}");
+    }
+}
+
+#[test]
+fn peer_authentications() {
+    let cases = [
+        ("spec: {}", ""),
+        ("spec: {mtls: {mode: STRICT}}", ""),
+        ("spec: {portLevelMtls: {80: {mode: STRICT}}}", "spec.portLevelMtls"),
+        ("spec: {selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: STRICT}}}", ""),
+        ("spec: {selector: {matchLabels: {a: b}}, portLevelMtls: {70000: {mode: STRICT}}}", "spec.portLevelMtls.70000"),
+        ("spec: {mtls: {mode: MAYBE}}", "spec.mtls.mode"),
+        ("spec: {mtls: {modus: STRICT}}", "spec.mtls.modus"),
+    ];
+    for (spec, expect) in cases {
+        assert_eq!(field("PeerAuthentication", spec), expect, "{spec}");
+    }
+}
+
+#[test]
+fn built_in_kinds() {
+    let cases = [
+        ("Service", "spec: {ports: [{port: 0}]}", "spec.ports[0].port"),
+        ("Service", "spec: {ports: [{port: 1}, {port: 2, name: b}]}", "spec.ports[0].name"),
+        ("Service", "spec: {ports: [{port: 1, name: b}, {port: 2, name: b}]}", "spec.ports[1].name"),
+        ("Service", "spec: {clusterIP: None, ports: [{port: 1, targetPort: web}]}", ""),
+        ("Service", "spec: {clusterIP: 1.2.3}", "spec.clusterIP"),
+        ("Service", "spec: {clusterIPs: [1.2.3.4, x]}", "spec.clusterIPs[1]"),
+        ("Pod", "status: {podIPs: [{ip: 10.0.0.1}, {ip: x}]}", "status.podIPs[1].ip"),
+        ("Pod", "spec: {containers: [{name: a, ports: [{containerPort: 99999}]}]}", "spec.containers[0].ports[0].containerPort"),
+        ("EndpointSlice", "addressType: IPv4\nendpoints: [{addresses: [x]}]", "endpoints[0].addresses[0]"),
+    ];
+    for (kind, rest, expect) in cases {
+        assert_eq!(field(kind, rest), expect, "{kind} {rest}");
+    }
+}
+
+#[test]
+fn names() {
+    for name in ["Upper", "a_b", "-a", "a.", ""] {
+        let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: \"{name}\"}}\n");
+        assert!(parse_manifest(Path::new(""), &text).is_err(), "{name}");
+    }
+}
