@@ -1,0 +1,112 @@
+//! Workloads.
+
+use std::fmt;
+
+use aquifer_proto::workload as wire;
+
+use super::{
+    ConversionError, Problem, each, error, gateway, ip, name, namespaced_hostname, or_default, port, ports, required,
+};
+use crate::{
+    policy::PolicyKey,
+    workload::{
+        ApplicationTunnel, ApplicationTunnelProtocol, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
+        WorkloadType,
+    },
+};
+
+pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> {
+    name("namespace", &w.namespace)?;
+    name("trust_domain", &w.trust_domain)?;
+    name("service_account", &w.service_account)?;
+    let services = w
+        .services
+        .iter()
+        .map(|(key, list)| {
+            let key = namespaced_hostname(&"services", key)?;
+            let list = ports("ports", &list.ports).map_err(|e| e.within(format_args!("services[{key}]")))?;
+            Ok((key, list))
+        })
+        .collect::<Result<_, _>>()?;
+    let policy = |text: &String, at: &dyn fmt::Display| {
+        text.parse::<PolicyKey>().map_err(|problem| error(at, Problem::NotNamespaced(problem)))
+    };
+    let locality = w.locality.as_ref().map(|l| Locality {
+        region: l.region.as_str().into(),
+        zone: l.zone.as_str().into(),
+        subzone: l.subzone.as_str().into(),
+    });
+    Ok(Workload {
+        uid: required("uid", &w.uid)?,
+        name: w.name.as_str().into(),
+        namespace: w.namespace.as_str().into(),
+        addresses: each("addresses", &w.addresses, |bytes, at| ip(at, bytes))?,
+        hostname: Some(w.hostname.as_str()).filter(|hostname| !hostname.is_empty()).map(Into::into),
+        network: w.network.as_str().into(),
+        network_mode: network_mode(w.network_mode)?,
+        network_gateway: w.network_gateway.as_ref().map(|g| gateway(&"network_gateway", g)).transpose()?,
+        tunnel_protocol: tunnel_protocol(w.tunnel_protocol)?,
+        native_tunnel: w.native_tunnel,
+        application_tunnel: w.application_tunnel.as_ref().map(application_tunnel).transpose()?,
+        trust_domain: or_default(&w.trust_domain, "cluster.local"),
+        service_account: or_default(&w.service_account, "default"),
+        waypoint: w.waypoint.as_ref().map(|g| gateway(&"waypoint", g)).transpose()?,
+        node: w.node.as_str().into(),
+        cluster_id: or_default(&w.cluster_id, "Kubernetes"),
+        locality: locality.unwrap_or_default(),
+        canonical_name: w.canonical_name.as_str().into(),
+        canonical_revision: w.canonical_revision.as_str().into(),
+        workload_type: workload_type(w.workload_type),
+        workload_name: w.workload_name.as_str().into(),
+        authorization_policies: each("authorization_policies", &w.authorization_policies, policy)?,
+        status: status(w.status)?,
+        capacity: w.capacity.unwrap_or(1),
+        services,
+    })
+}
+
+fn tunnel_protocol(value: i32) -> Result<TunnelProtocol, ConversionError> {
+    match wire::TunnelProtocol::try_from(value) {
+        Ok(wire::TunnelProtocol::None) => Ok(TunnelProtocol::None),
+        Ok(wire::TunnelProtocol::Hbone) => Ok(TunnelProtocol::Hbone),
+        Ok(wire::TunnelProtocol::LegacyIstioMtls) => Err(error("tunnel_protocol", Problem::LegacyIstioMtls)),
+        Err(_) => Err(error("tunnel_protocol", Problem::UnknownValue(value))),
+    }
+}
+
+fn network_mode(value: i32) -> Result<NetworkMode, ConversionError> {
+    match wire::NetworkMode::try_from(value) {
+        Ok(wire::NetworkMode::Standard) => Ok(NetworkMode::Standard),
+        Ok(wire::NetworkMode::HostNetwork) => Ok(NetworkMode::HostNetwork),
+        Err(_) => Err(error("network_mode", Problem::UnknownValue(value))),
+    }
+}
+
+fn status(value: i32) -> Result<HealthStatus, ConversionError> {
+    match wire::WorkloadStatus::try_from(value) {
+        Ok(wire::WorkloadStatus::Healthy) => Ok(HealthStatus::Healthy),
+        Ok(wire::WorkloadStatus::Unhealthy) => Ok(HealthStatus::Unhealthy),
+        Err(_) => Err(error("status", Problem::UnknownValue(value))),
+    }
+}
+
+/// Only telemetry shows it: a kind that is not known here is no reason to lose the workload.
+fn workload_type(value: i32) -> WorkloadType {
+    match wire::WorkloadType::try_from(value) {
+        Ok(wire::WorkloadType::Deployment) => WorkloadType::Deployment,
+        Ok(wire::WorkloadType::Cronjob) => WorkloadType::CronJob,
+        Ok(wire::WorkloadType::Job) => WorkloadType::Job,
+        Ok(wire::WorkloadType::Pod) | Err(_) => WorkloadType::Pod,
+    }
+}
+
+fn application_tunnel(tunnel: &wire::ApplicationTunnel) -> Result<ApplicationTunnel, ConversionError> {
+    use wire::application_tunnel::Protocol;
+    let protocol = match Protocol::try_from(tunnel.protocol) {
+        Ok(Protocol::None) => ApplicationTunnelProtocol::None,
+        Ok(Protocol::Proxy) => ApplicationTunnelProtocol::Proxy,
+        Err(_) => return Err(error("application_tunnel.protocol", Problem::UnknownValue(tunnel.protocol))),
+    };
+    let port = Some(port(&"application_tunnel.port", tunnel.port)?).filter(|port| *port != 0);
+    Ok(ApplicationTunnel { protocol, port })
+}

@@ -1,0 +1,135 @@
+//! Which endpoint of a service a connection goes to.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use rand::{Rng, RngExt};
+
+use crate::{
+    service::{HealthPolicy, LoadBalancing, Mode, Scope, Service},
+    state::MeshState,
+    workload::{HealthStatus, Workload},
+};
+
+/// What the service is chosen for, which decides the port that an endpoint must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A client addressed the service's port.
+    Client,
+    /// The service is a waypoint's, and its HBONE port is meant. An endpoint with an application tunnel needs no such
+    /// port: what terminates HBONE in front of it takes it.
+    Waypoint,
+}
+
+/// Where among the networks to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Everywhere,
+    /// Only endpoints on the client's own network.
+    OwnNetwork,
+}
+
+/// A choice, with the port behind the service's port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint<'a> {
+    pub workload: &'a Arc<Workload>,
+    pub port: u16,
+}
+
+/// Chooses an endpoint: the eligible ones, as the service's mode filters and ranks them, at random by capacity.
+pub fn pick<'a>(
+    state: &'a MeshState,
+    service: &Service,
+    source: &Workload,
+    service_port: u16,
+    purpose: Purpose,
+    reach: Reach,
+    rng: &mut impl Rng,
+) -> Option<Endpoint<'a>> {
+    let candidates = || {
+        state.endpoints(&service.key).iter().filter_map(|workload| {
+            let usable = (reach == Reach::Everywhere || workload.network == source.network)
+                && reachable(service, workload, source)
+                && (workload.status == HealthStatus::Healthy
+                    || service.load_balancing.health_policy == HealthPolicy::AllowAll);
+            if !usable {
+                return None;
+            }
+            let port = target_port(service, workload, service_port, purpose)?;
+            Some((rank(&service.load_balancing, source, workload)?, Endpoint { workload, port }))
+        })
+    };
+    // Twice over the list rather than once into a new one: this runs for every connection.
+    let mut best = 0;
+    let mut total = 0u64;
+    for (rank, endpoint) in candidates() {
+        if rank > best {
+            (best, total) = (rank, 0);
+        }
+        if rank == best {
+            total += u64::from(endpoint.workload.capacity);
+        }
+    }
+    if total == 0 {
+        return None;
+    }
+    let mut at = rng.random_range(0..total);
+    candidates().filter(|(rank, _)| *rank == best).find_map(|(_, endpoint)| {
+        let capacity = u64::from(endpoint.workload.capacity);
+        if at < capacity {
+            return Some(endpoint);
+        }
+        at -= capacity;
+        None
+    })
+}
+
+/// The endpoint's port behind a service's port: its own list first (named ports differ from pod to pod), else the
+/// service's. Never 0.
+pub fn target_port(service: &Service, workload: &Workload, service_port: u16, purpose: Purpose) -> Option<u16> {
+    let Some(port) = service.ports.port(service_port) else {
+        return (purpose == Purpose::Waypoint && workload.application_tunnel.is_some()).then_some(service_port);
+    };
+    let own = workload.services.get(&service.key).and_then(|ports| ports.target_port(service_port));
+    own.or(port.target_port)
+}
+
+/// An address of a family that the service has, or a name to look one up by; on another network, a gateway does.
+fn reachable(service: &Service, workload: &Workload, source: &Workload) -> bool {
+    let own_network = workload.network == source.network;
+    workload.addresses.iter().any(|ip| service.ip_families.accepts(*ip))
+        || (workload.addresses.is_empty() && workload.hostname.is_some())
+        || (!own_network && workload.network_gateway.is_some())
+}
+
+/// How near an endpoint is, higher is better; None = not to be used.
+fn rank(load_balancing: &LoadBalancing, source: &Workload, workload: &Workload) -> Option<usize> {
+    let preferences = &load_balancing.routing_preference[..];
+    let leading = |scopes: &[Scope]| scopes.iter().take_while(|scope| shared(**scope, source, workload)).count();
+    match load_balancing.mode {
+        Mode::Unspecified | Mode::Passthrough => Some(0),
+        Mode::Strict => (leading(preferences) == preferences.len()).then_some(0),
+        Mode::Failover => Some(match preferences {
+            // Another network is the last resort: whatever else it shares, it ranks below every local endpoint.
+            [Scope::Network, rest @ ..] => {
+                let local = shared(Scope::Network, source, workload);
+                leading(rest) + if local { 1 + rest.len() } else { 0 }
+            }
+            _ => leading(preferences),
+        }),
+    }
+}
+
+/// Each scope is compared by its own value alone.
+fn shared(scope: Scope, a: &Workload, b: &Workload) -> bool {
+    match scope {
+        Scope::Region => a.locality.region == b.locality.region,
+        Scope::Zone => a.locality.zone == b.locality.zone,
+        Scope::Subzone => a.locality.subzone == b.locality.subzone,
+        Scope::Node => a.node == b.node,
+        Scope::Cluster => a.cluster_id == b.cluster_id,
+        Scope::Network => a.network == b.network,
+    }
+}

@@ -1,0 +1,132 @@
+//! Workloads: pods, external endpoints, gateways of other networks.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+pub use crate::address::{
+    AppProtocol, GatewayAddress, GatewayDestination, NamespacedHostname, NetworkAddress, Port, PortList,
+};
+use crate::{identity::Identity, policy::PolicyKey};
+
+/// What can be connected to, and can connect. Valid by construction: see `from_proto`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Its name among all resources, for example `Kubernetes//Pod/shop/web-1`.
+    pub uid: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub addresses: Vec<IpAddr>,
+    /// Resolved by DNS when there are no addresses.
+    pub hostname: Option<Arc<str>>,
+    pub network: Arc<str>,
+    pub network_mode: NetworkMode,
+    pub network_gateway: Option<GatewayAddress>,
+    pub tunnel_protocol: TunnelProtocol,
+    pub native_tunnel: bool,
+    pub application_tunnel: Option<ApplicationTunnel>,
+    pub trust_domain: Arc<str>,
+    pub service_account: Arc<str>,
+    pub waypoint: Option<GatewayAddress>,
+    pub node: Arc<str>,
+    pub cluster_id: Arc<str>,
+    pub locality: Locality,
+    pub canonical_name: Arc<str>,
+    pub canonical_revision: Arc<str>,
+    pub workload_type: WorkloadType,
+    pub workload_name: Arc<str>,
+    /// Policies that select this workload.
+    pub authorization_policies: Vec<PolicyKey>,
+    pub status: HealthStatus,
+    /// Its weight among a service's endpoints.
+    pub capacity: u32,
+    /// The services that it is an endpoint of, with its ports there.
+    pub services: BTreeMap<NamespacedHostname, PortList>,
+}
+
+/// How a workload takes connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum TunnelProtocol {
+    #[default]
+    None,
+    Hbone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum NetworkMode {
+    #[default]
+    Standard,
+    /// The address is the node's: it names no single workload.
+    HostNetwork,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum HealthStatus {
+    #[default]
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WorkloadType {
+    Deployment,
+    CronJob,
+    #[default]
+    Pod,
+    Job,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Locality {
+    pub region: Arc<str>,
+    pub zone: Arc<str>,
+    pub subzone: Arc<str>,
+}
+
+/// A proxy in front of which the node proxy terminates HBONE ("sandwich").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ApplicationTunnel {
+    pub protocol: ApplicationTunnelProtocol,
+    /// Where it listens; None = the port that was asked for.
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ApplicationTunnelProtocol {
+    None,
+    /// A PROXY v2 header comes first.
+    Proxy,
+}
+
+impl Workload {
+    /// Whom its certificate names.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            trust_domain: self.trust_domain.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+        }
+    }
+
+    /// Whether `identity` is its own; compares without building one.
+    pub fn has_identity(&self, identity: &Identity) -> bool {
+        identity.namespace == self.namespace
+            && identity.service_account == self.service_account
+            && identity.trust_domain == self.trust_domain
+    }
+
+    /// Whether this is a pod, rather than an entry somebody wrote for it.
+    pub fn is_pod(&self) -> bool {
+        self.uid.contains("//Pod/")
+    }
+}
+
+impl WorkloadType {
+    /// As in baggage and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
