@@ -1,0 +1,148 @@
+//! What the CA gave: a key with its chain, and whom to trust.
+
+use aquifer_core::identity::Identity;
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+use time::OffsetDateTime;
+
+#[cfg(test)]
+mod tests;
+
+/// A certificate for people to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertInfo {
+    /// Decimal, as Istio prints it.
+    pub serial: String,
+    /// From when it is valid.
+    pub not_before: OffsetDateTime,
+    /// Until when.
+    pub not_after: OffsetDateTime,
+    /// The certificate itself.
+    pub pem: String,
+}
+
+/// The CA's answer, checked. No `Debug`: it holds the key.
+pub struct CertBundle {
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) roots: Arc<RootCertStore>,
+    /// Leaf first.
+    pub(crate) chain_info: Vec<CertInfo>,
+    pub(crate) root_info: Vec<CertInfo>,
+}
+
+/// Why an answer of the CA is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    /// Fewer than a leaf and the roots.
+    #[error("certificate chain of {0} elements, at least 2 are needed: the leaf and the roots")]
+    TooShort(usize),
+    /// The element is not what its place asks for: one certificate, or for the last at least one.
+    #[error("element {index} of the certificate chain holds {found} certificates")]
+    Layout {
+        /// Which element, from 0.
+        index: usize,
+        /// How many it holds.
+        found: usize,
+    },
+    /// Not PEM, or not a certificate.
+    #[error("element {0} of the certificate chain cannot be read")]
+    Malformed(usize),
+    /// The leaf is for somebody else.
+    #[error("the certificate is for {found:?}, asked for was {asked}")]
+    WrongIdentity {
+        /// Who was asked for.
+        asked: Identity,
+        /// Its URI SANs.
+        found: Vec<String>,
+    },
+    /// The leaf is for another key.
+    #[error("the certificate is for another key")]
+    WrongKey,
+    /// The leaf has expired already.
+    #[error("the certificate has expired at {0}")]
+    Expired(OffsetDateTime),
+}
+
+impl CertBundle {
+    /// Reads `cert_chain` of a CreateCertificate answer: the leaf alone, each intermediate alone, and last all
+    /// roots in one element.
+    pub fn from_chain(
+        identity: &Identity,
+        key: PrivateKeyDer<'static>,
+        elements: &[String],
+        now: OffsetDateTime,
+    ) -> Result<Self, BundleError> {
+        let Some((last, singles)) = elements.split_last().filter(|(_, s)| !s.is_empty()) else {
+            return Err(BundleError::TooShort(elements.len()));
+        };
+        let (mut chain, mut chain_info) = (Vec::new(), Vec::new());
+        for (index, element) in singles.iter().enumerate() {
+            let certs = parse(index, element)?;
+            let [(cert, info)] =
+                <[_; 1]>::try_from(certs).map_err(|c| BundleError::Layout { index, found: c.len() })?;
+            chain.push(cert);
+            chain_info.push(info);
+        }
+        check_leaf(identity, &chain[0])?;
+        if chain_info[0].not_after <= now {
+            return Err(BundleError::Expired(chain_info[0].not_after));
+        }
+        let index = singles.len();
+        let (mut roots, mut root_info) = (RootCertStore::empty(), Vec::new());
+        for (cert, info) in parse(index, last)? {
+            roots.add(cert).map_err(|_| BundleError::Malformed(index))?;
+            root_info.push(info);
+        }
+        if roots.is_empty() {
+            return Err(BundleError::Layout { index, found: 0 });
+        }
+        let signing = crate::provider::provider().key_provider.load_private_key(key);
+        let key = CertifiedKey::new(chain, signing.map_err(|_| BundleError::WrongKey)?);
+        key.keys_match().map_err(|_| BundleError::WrongKey)?;
+        Ok(Self { key: Arc::new(key), roots: Arc::new(roots), chain_info, root_info })
+    }
+
+    /// Until when the leaf is valid.
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.chain_info[0].not_after
+    }
+}
+
+/// The certificates of an element, each with its own PEM text.
+fn parse(index: usize, element: &str) -> Result<Vec<(CertificateDer<'static>, CertInfo)>, BundleError> {
+    element
+        .split_inclusive("-----END CERTIFICATE-----")
+        .filter_map(|block| block.find("-----BEGIN CERTIFICATE-----").map(|start| &block[start..]))
+        .map(|pem| {
+            let malformed = BundleError::Malformed(index);
+            let cert = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| malformed)?;
+            let info = describe(index, &cert, pem)?;
+            Ok((cert, info))
+        })
+        .collect()
+}
+
+fn check_leaf(identity: &Identity, leaf: &CertificateDer<'_>) -> Result<(), BundleError> {
+    let cert = webpki::EndEntityCert::try_from(leaf).map_err(|_| BundleError::Malformed(0))?;
+    let found: Vec<String> = cert.valid_uri_names().map(str::to_owned).collect();
+    if found.len() == 1 && found[0].parse().as_ref() == Ok(identity) {
+        return Ok(());
+    }
+    let asked = identity.clone();
+    Err(BundleError::WrongIdentity { asked, found })
+}
+
+fn describe(index: usize, cert: &CertificateDer<'_>, pem: &str) -> Result<CertInfo, BundleError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|_| BundleError::Malformed(index))?;
+    Ok(CertInfo {
+        serial: parsed.tbs_certificate.serial.to_string(),
+        not_before: parsed.validity().not_before.to_datetime(),
+        not_after: parsed.validity().not_after.to_datetime(),
+        pem: format!(
+            "{pem}
+"
+        ),
+    })
+}

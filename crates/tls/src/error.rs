@@ -1,0 +1,62 @@
+use crate::ca_client::CaError;
+use crate::verify::VerifyError;
+use aquifer_core::identity::Identity;
+use aquifer_core::reason::Reason;
+use rustls::CertificateError;
+use std::io;
+use std::sync::Arc;
+
+/// Why there is no certificate for an identity.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CertError {
+    /// Nobody asked for it: it is no identity of this node's pods.
+    #[error("identity {0} is not in use on this node")]
+    NotWanted(Identity),
+    /// The last attempt failed; the next is scheduled.
+    #[error("no certificate for {identity}: {source}")]
+    Fetch {
+        /// Of whom.
+        identity: Identity,
+        /// Why.
+        source: Arc<CaError>,
+    },
+    /// It expired and has not been replaced yet.
+    #[error("the certificate of {0} has expired")]
+    Expired(Identity),
+    /// The manager has been shut down.
+    #[error("the certificate manager is closed")]
+    Closed,
+}
+
+impl CertError {
+    /// Its place in the mesh's list of reasons.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotWanted(_) | Self::Fetch { .. } | Self::Expired(_) => Reason::IdentityUnavailable,
+            Self::Closed => Reason::Shutdown,
+        }
+    }
+}
+
+/// The reason behind an error of a TLS handshake, on either side.
+pub fn reason_of(error: &io::Error) -> Reason {
+    match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+        Some(e) => tls_reason(e),
+        None if error.kind() == io::ErrorKind::TimedOut => Reason::TlsTimeout,
+        None => Reason::TlsFailed,
+    }
+}
+
+fn tls_reason(error: &rustls::Error) -> Reason {
+    match error {
+        rustls::Error::NoCertificatesPresented => Reason::PeerCertificateMissing,
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => Reason::CertificateRevoked,
+        rustls::Error::InvalidCertificate(e) => match VerifyError::of(e) {
+            Some(VerifyError::UnexpectedIdentity { .. }) => Reason::PeerIdentityMismatch,
+            Some(VerifyError::NoIdentity | VerifyError::ForeignTrustDomain { .. }) | None => {
+                Reason::PeerCertificateInvalid
+            }
+        },
+        _ => Reason::TlsFailed,
+    }
+}
