@@ -1,0 +1,6 @@
+//! The agent against the running kernel, in network namespaces of its own. Needs root, nft and iproute2.
+
+mod lay;
+mod namespace;
+mod packets;
+mod repair;
