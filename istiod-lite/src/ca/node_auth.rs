@@ -1,0 +1,81 @@
+//! May this node proxy ask for that identity? Only for those that run on its own node.
+
+use std::collections::HashSet;
+
+use aquifer_core::identity::Identity;
+
+use super::authn::Caller;
+use super::pods::Pods;
+
+/// Why an impersonation is refused. For our log only.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The caller's account may not impersonate at all.
+    #[error("{0}/{1} is not a trusted node account")]
+    NotTrusted(String, String),
+    /// Without the header we cannot tell in which cluster the caller's pod is.
+    #[error("no clusterid header")]
+    NoCluster,
+    /// The caller's token is not bound to a pod, so its node is unknown.
+    #[error("the caller's token is not bound to a pod")]
+    NoPod,
+    /// The caller's pod is gone, another, or not on a node.
+    #[error("the caller's pod {0}/{1} does not exist with the token's uid and account on a node")]
+    CallerPodGone(String, String),
+    /// Not a SPIFFE identity of the form that Istio uses.
+    #[error("{0:?} is not a SPIFFE identity")]
+    Malformed(String),
+    /// An identity that is not ours to vouch for.
+    #[error("{0} is of a foreign trust domain")]
+    ForeignTrustDomain(Identity),
+    /// No pod of that identity is there.
+    #[error("no pod of {identity} runs on node {node}")]
+    NotOnNode {
+        /// What was asked for.
+        identity: Identity,
+        /// The caller's node.
+        node: String,
+    },
+}
+
+/// The rule, and what it looks at.
+#[derive(Debug)]
+pub struct NodeAuthorizer {
+    trusted: HashSet<(String, String)>,
+    trust_domain: String,
+    pods: Pods,
+}
+
+impl NodeAuthorizer {
+    /// `trusted`: namespace and name of the accounts of node proxies.
+    pub fn new(trusted: impl IntoIterator<Item = (String, String)>, trust_domain: String, pods: Pods) -> Self {
+        Self { trusted: trusted.into_iter().collect(), trust_domain, pods }
+    }
+
+    /// The identity that `caller` may be given when it asks for `requested`.
+    pub fn authorize(&self, caller: &Caller, requested: &str) -> Result<Identity, Refusal> {
+        let Caller { namespace, service_account, .. } = caller;
+        if !self.trusted.contains(&(namespace.clone(), service_account.clone())) {
+            return Err(Refusal::NotTrusted(namespace.clone(), service_account.clone()));
+        }
+        if caller.cluster.is_none() {
+            return Err(Refusal::NoCluster);
+        }
+        let pod = caller.pod.as_ref().ok_or(Refusal::NoPod)?;
+        let node = self
+            .pods
+            .get(namespace, &pod.name)
+            .filter(|p| p.uid == pod.uid && p.service_account == *service_account)
+            .map(|p| p.node)
+            .filter(|node| !node.is_empty())
+            .ok_or_else(|| Refusal::CallerPodGone(namespace.clone(), pod.name.clone()))?;
+        let identity: Identity = requested.parse().map_err(|_| Refusal::Malformed(requested.to_owned()))?;
+        if *identity.trust_domain != *self.trust_domain {
+            return Err(Refusal::ForeignTrustDomain(identity));
+        }
+        if !self.pods.runs_on(&node, &identity.namespace, &identity.service_account) {
+            return Err(Refusal::NotOnNode { identity, node });
+        }
+        Ok(identity)
+    }
+}

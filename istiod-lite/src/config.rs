@@ -1,0 +1,251 @@
+//! Settings: Istio's variable names where Istio has them. The environment is read here only, and
+//! every mistake is reported at once.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aquifer_runtime::env::{ConfigErrors, Env, Vars};
+use aquifer_runtime::telemetry;
+
+use crate::ca::issuer::Lifetimes;
+
+/// No certificate may claim more than the root that we make.
+const LONGEST_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Below this a certificate is half over before its holder has it.
+const SHORTEST_TTL: Duration = Duration::from_secs(1);
+
+/// All settings, by the part that reads them.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// AQUIFER_MANIFESTS: the folder of manifests.
+    pub manifests: PathBuf,
+    /// Which mesh this is.
+    pub mesh: MeshConfig,
+    /// Where to listen.
+    pub listen: ListenConfig,
+    /// The certificate authority.
+    pub ca: CaConfig,
+    /// Who may call.
+    pub authn: AuthnConfig,
+    /// RUST_LOG, LOG_FORMAT.
+    pub telemetry: telemetry::Settings,
+}
+
+/// Which mesh this is.
+#[derive(Debug, Clone)]
+pub struct MeshConfig {
+    /// TRUST_DOMAIN.
+    pub trust_domain: String,
+    /// CLUSTER_ID.
+    pub cluster_id: String,
+    /// ROOT_NAMESPACE: policies there are for the whole mesh.
+    pub root_namespace: String,
+    /// CLUSTER_DOMAIN: the suffix of Service names.
+    pub cluster_domain: String,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone)]
+pub struct ListenConfig {
+    /// GRPC_ADDR: xDS without TLS.
+    pub plaintext: SocketAddr,
+    /// SECURE_GRPC_ADDR: xDS and CA with TLS.
+    pub secure: SocketAddr,
+    /// MONITORING_ADDR: metrics.
+    pub monitoring: SocketAddr,
+    /// HTTP_ADDR: readiness and debug pages.
+    pub http: SocketAddr,
+}
+
+/// The certificate authority.
+#[derive(Debug, Clone)]
+pub struct CaConfig {
+    /// AQUIFER_DATA_DIR: where the root lies.
+    pub data_dir: PathBuf,
+    /// DEFAULT_WORKLOAD_CERT_TTL, MAX_WORKLOAD_CERT_TTL.
+    pub lifetimes: Lifetimes,
+    /// CA_TRUSTED_NODE_ACCOUNTS: namespace and name of each.
+    pub trusted_node_accounts: Vec<(String, String)>,
+    /// Names in our own certificate; ISTIOD_CUSTOM_HOST adds to them.
+    pub serving_names: Vec<String>,
+}
+
+/// Who may call.
+#[derive(Debug, Clone)]
+pub struct AuthnConfig {
+    /// JWT_ISSUER.
+    pub issuer: String,
+    /// JWT_AUDIENCES.
+    pub audiences: Vec<String>,
+    /// JWKS_FILE.
+    pub jwks_file: PathBuf,
+}
+
+impl Config {
+    /// Reads everything from `env`.
+    pub fn from_env(env: &dyn Env) -> Result<Self, ConfigErrors> {
+        let mut reader = Vars::new(env);
+        let vars = &mut reader;
+        let root_namespace = non_empty(vars, "ROOT_NAMESPACE", "istio-system");
+        let cluster_domain = non_empty(vars, "CLUSTER_DOMAIN", "cluster.local");
+        let serving_names = serving_names(vars, &root_namespace, &cluster_domain);
+        let config = Self {
+            manifests: vars.required("AQUIFER_MANIFESTS").into(),
+            mesh: MeshConfig {
+                trust_domain: non_empty(vars, "TRUST_DOMAIN", "cluster.local"),
+                cluster_id: non_empty(vars, "CLUSTER_ID", "Kubernetes"),
+                root_namespace,
+                cluster_domain,
+            },
+            listen: ListenConfig {
+                plaintext: address(vars, "GRPC_ADDR", 15010),
+                secure: address(vars, "SECURE_GRPC_ADDR", 15012),
+                monitoring: address(vars, "MONITORING_ADDR", 15014),
+                http: address(vars, "HTTP_ADDR", 8080),
+            },
+            ca: CaConfig {
+                data_dir: vars.required("AQUIFER_DATA_DIR").into(),
+                lifetimes: lifetimes(vars),
+                trusted_node_accounts: vars
+                    .with("CA_TRUSTED_NODE_ACCOUNTS", accounts)
+                    .unwrap_or_else(|| vec![("istio-system".into(), "ztunnel".into())]),
+                serving_names,
+            },
+            authn: AuthnConfig {
+                issuer: vars.required("JWT_ISSUER"),
+                audiences: vars.with("JWT_AUDIENCES", |text| Ok(list(text))).unwrap_or_else(|| vec!["istio-ca".into()]),
+                jwks_file: vars.required("JWKS_FILE").into(),
+            },
+            telemetry: telemetry::Settings::from_vars(vars),
+        };
+        reader.finish().map(|()| config)
+    }
+}
+
+fn non_empty(vars: &mut Vars<'_>, key: &str, default: &str) -> String {
+    vars.string(key).filter(|v| !v.is_empty()).unwrap_or_else(|| default.to_owned())
+}
+
+/// `host:port`, or Go's `:port` for every address.
+fn address(vars: &mut Vars<'_>, key: &str, port: u16) -> SocketAddr {
+    vars.with(key, |text| {
+        let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+        full.parse().map_err(|_| format!("{text:?} is not an address such as \"[::]:{port}\""))
+    })
+    .unwrap_or_else(|| (Ipv6Addr::UNSPECIFIED, port).into())
+}
+
+fn lifetimes(vars: &mut Vars<'_>) -> Lifetimes {
+    let default = ttl(vars, "DEFAULT_WORKLOAD_CERT_TTL", Duration::from_secs(86_400));
+    let max = ttl(vars, "MAX_WORKLOAD_CERT_TTL", Duration::from_secs(90 * 86_400));
+    if default > max {
+        vars.error("DEFAULT_WORKLOAD_CERT_TTL", "is above MAX_WORKLOAD_CERT_TTL");
+    }
+    Lifetimes { default, max }
+}
+
+fn ttl(vars: &mut Vars<'_>, key: &str, default: Duration) -> Duration {
+    let value = vars.duration(key, default);
+    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&value) {
+        vars.error(key, "must lie between 1s and ten years");
+        return default;
+    }
+    value
+}
+
+fn accounts(text: &str) -> Result<Vec<(String, String)>, String> {
+    list(text)
+        .into_iter()
+        .map(|entry| match entry.split_once('/') {
+            Some((ns, sa)) if !ns.is_empty() && !sa.is_empty() && !sa.contains('/') => {
+                Ok((ns.to_owned(), sa.to_owned()))
+            }
+            _ => Err(format!("{entry:?} is not <namespace>/<service account>")),
+        })
+        .collect()
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+}
+
+fn serving_names(vars: &mut Vars<'_>, namespace: &str, domain: &str) -> Vec<String> {
+    let mut names = vec![
+        format!("istiod.{namespace}.svc"),
+        format!("istiod.{namespace}.svc.{domain}"),
+        "istiod".to_owned(),
+        "localhost".to_owned(),
+    ];
+    names.extend(list(&vars.string_or("ISTIOD_CUSTOM_HOST", "")));
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_runtime::env::MapEnv;
+
+    const REQUIRED: [(&str, &str); 4] =
+        [("AQUIFER_MANIFESTS", "/m"), ("AQUIFER_DATA_DIR", "/d"), ("JWT_ISSUER", "lab"), ("JWKS_FILE", "/jwks.json")];
+
+    fn with(extra: &[(&str, &str)]) -> MapEnv {
+        REQUIRED.iter().chain(extra).copied().collect()
+    }
+
+    #[test]
+    fn defaults_are_istios() {
+        let config = Config::from_env(&with(&[])).unwrap();
+        assert_eq!(config.mesh.trust_domain, "cluster.local");
+        assert_eq!(config.mesh.cluster_id, "Kubernetes");
+        assert_eq!(config.listen.secure, "[::]:15012".parse().unwrap());
+        assert_eq!(config.listen.http, "[::]:8080".parse().unwrap());
+        assert_eq!(config.ca.lifetimes.default, Duration::from_secs(86_400));
+        assert_eq!(config.ca.trusted_node_accounts, [("istio-system".to_owned(), "ztunnel".to_owned())]);
+        assert_eq!(
+            config.ca.serving_names,
+            ["istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local", "istiod", "localhost"]
+        );
+        assert_eq!(config.authn.audiences, ["istio-ca"]);
+    }
+
+    #[test]
+    fn everything_missing_is_told_at_once() {
+        let text = Config::from_env(&MapEnv::default()).unwrap_err().to_string();
+        for (key, _) in REQUIRED {
+            assert!(text.contains(&format!("{key}: must be set")), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_values_name_their_variable() {
+        let table = [
+            ("DEFAULT_WORKLOAD_CERT_TTL", "soon", "is not a duration"),
+            ("DEFAULT_WORKLOAD_CERT_TTL", "91d", "is above MAX_WORKLOAD_CERT_TTL"),
+            ("MAX_WORKLOAD_CERT_TTL", "0", "between"),
+            ("MAX_WORKLOAD_CERT_TTL", "90000h0m1s", "between"),
+            ("SECURE_GRPC_ADDR", "15012", "is not an address"),
+            ("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel,ztunnel", "is not <namespace>/"),
+            ("RUST_LOG", "a=loud", "RUST_LOG"),
+        ];
+        for (key, value, expect) in table {
+            let error = Config::from_env(&with(&[(key, value)])).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(expect), "{key}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn lists_and_short_addresses() {
+        let env = with(&[
+            ("GRPC_ADDR", ":15999"),
+            ("CA_TRUSTED_NODE_ACCOUNTS", "a/b, c/d"),
+            ("ISTIOD_CUSTOM_HOST", "mesh.example,10.0.0.1"),
+            ("JWT_AUDIENCES", "x,y"),
+        ]);
+        let config = Config::from_env(&env).unwrap();
+        assert_eq!(config.listen.plaintext, "[::]:15999".parse().unwrap());
+        assert_eq!(config.ca.trusted_node_accounts.len(), 2);
+        assert!(config.ca.serving_names.contains(&"mesh.example".to_owned()));
+        assert_eq!(config.authn.audiences, ["x", "y"]);
+    }
+}
