@@ -17,7 +17,7 @@
 
 pub mod address;
 pub mod authz;
-mod dump;
+pub mod dump;
 pub mod from_proto;
 pub mod hbone;
 pub mod identity;
@@ -30,3 +30,6 @@ pub mod service;
 pub mod state;
 pub mod store;
 pub mod workload;
+
+#[cfg(test)]
+mod fixtures;
