@@ -18,6 +18,7 @@ pub mod config;
 pub mod debounce;
 pub mod metrics;
 pub mod serve;
+pub mod status;
 
 #[cfg(test)]
 mod test_support;

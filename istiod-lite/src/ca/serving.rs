@@ -96,3 +96,36 @@ fn generation(issuer: &Issuer, names: &[String], now: OffsetDateTime) -> anyhow:
     let renew_at = now + (not_after - now) / 2;
     Ok(Generation { key: Arc::new(CertifiedKey::new(chain, key)), renew_at, not_after })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::issuer::Lifetimes;
+    use crate::ca::root::Root;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn renewed_at_half_life_and_kept_when_that_fails() {
+        let now = OffsetDateTime::now_utc();
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), "cluster.local", now).unwrap();
+        let lifetimes = Lifetimes { default: HOUR * 24, max: HOUR * 24 };
+        let issuer = Issuer::new(root, lifetimes).unwrap();
+        let end_of_root = issuer.root_not_after();
+        let cert = ServingCert::new(issuer, vec!["localhost".into()], now).unwrap();
+        let first = cert.not_after();
+        assert_eq!(cert.renew_if_due(now), LONGEST_NAP);
+        assert_eq!(cert.renew_if_due(now + HOUR * 12 - Duration::from_secs(20)), Duration::from_secs(20));
+        assert_eq!(cert.not_after(), first);
+
+        let half = now + HOUR * 12;
+        assert_eq!(cert.renew_if_due(half), Duration::ZERO);
+        assert_eq!(cert.not_after(), half + HOUR * 24);
+        assert_eq!(cert.renew_if_due(half), LONGEST_NAP);
+
+        // With the root's end nothing can be renewed; what is there stays.
+        assert_eq!(cert.renew_if_due(end_of_root), RETRY);
+        assert_eq!(cert.not_after(), half + HOUR * 24);
+    }
+}

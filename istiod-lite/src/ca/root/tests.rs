@@ -92,13 +92,14 @@ fn a_folder_that_all_may_write_is_refused() {
 
 #[test]
 fn pairs_that_cannot_sign() {
-    let certificate = |edit: fn(&mut CertificateParams), key: &KeyPair| {
+    type Edit = fn(&mut CertificateParams);
+    let certificate = |edit: Edit, key: &KeyPair| {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         edit(&mut params);
         params.self_signed(key).unwrap().pem()
     };
-    let table: [(&str, fn(&mut CertificateParams)); 3] = [
+    let table: [(&str, Edit); 3] = [
         ("not a CA certificate", |p| p.is_ca = IsCa::ExplicitNoCa),
         ("lacks keyCertSign", |p| p.key_usages = vec![KeyUsagePurpose::DigitalSignature]),
         ("expired at", |p| p.not_after = rcgen::date_time_ymd(2001, 1, 1)),

@@ -1,0 +1,179 @@
+//! What users are told about their policies: conditions in `status`, written when they change and
+//! only then. The pure part decides, a small task writes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_objects::crds::{PolicyCondition, PolicyStatus};
+use aquifer_objects::{Object, ObjectKey, Writer};
+use aquifer_runtime::{Cancel, Tracker};
+use parking_lot::Mutex;
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::Notify;
+
+/// The field manager under which conditions are written.
+pub const MANAGER: &str = "istiod";
+/// Writes come in batches, this far apart: a storm of changes must not become a storm of writes.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// What shall stand in a condition; its time is added when it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// Such as `ZtunnelAccepted`.
+    pub type_: String,
+    /// True or False.
+    pub status: bool,
+    /// One CamelCase word.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+/// The whole status to write so that `wanted` stands in it, or `None` when it does already.
+///
+/// Conditions of other types are kept; `lastTransitionTime` changes only with the status itself.
+pub fn update(
+    current: Option<&PolicyStatus>,
+    generation: Option<i64>,
+    wanted: &[Condition],
+    now: OffsetDateTime,
+) -> Option<PolicyStatus> {
+    let observed = generation.map(|g| json!(g));
+    let old = current.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let now = now.format(&Rfc3339).unwrap_or_default();
+    let mut conditions: Vec<PolicyCondition> =
+        old.iter().filter(|c| wanted.iter().all(|w| w.type_ != c.type_)).cloned().collect();
+    for condition in wanted {
+        let status = if condition.status { "True" } else { "False" };
+        let since = old
+            .iter()
+            .find(|c| c.type_ == condition.type_ && c.status == status)
+            .and_then(|c| c.last_transition_time.clone())
+            .unwrap_or_else(|| now.clone());
+        conditions.push(PolicyCondition {
+            type_: condition.type_.clone(),
+            status: status.into(),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            last_transition_time: Some(since),
+        });
+    }
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    let next = PolicyStatus { conditions, observed_generation: observed };
+    let mut before = current.cloned().unwrap_or_default();
+    before.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    (next != before).then_some(next)
+}
+
+/// Where the publisher leaves what is to be written. The last word on an object counts.
+#[derive(Clone, Default)]
+pub struct StatusQueue(Arc<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    pending: Mutex<BTreeMap<ObjectKey, PolicyStatus>>,
+    wake: Notify,
+}
+
+impl StatusQueue {
+    /// Conditions of a policy: queued if they differ from what stands in the object.
+    pub fn set(&self, object: &Object, wanted: &[Condition]) {
+        let (current, generation) = match object {
+            Object::AuthorizationPolicy(p) => (p.status.as_ref(), p.metadata.generation),
+            Object::PeerAuthentication(p) => (p.status.as_ref(), p.metadata.generation),
+            _ => return,
+        };
+        let key = object.key();
+        match update(current, generation, wanted, OffsetDateTime::now_utc()) {
+            Some(status) => {
+                self.0.pending.lock().insert(key, status);
+                self.0.wake.notify_one();
+            }
+            None => self.forget(&key),
+        }
+    }
+
+    /// The object is gone, or says already what it should.
+    pub fn forget(&self, key: &ObjectKey) {
+        self.0.pending.lock().remove(key);
+    }
+
+    /// Starts the task that writes.
+    pub fn start(&self, writer: Writer, tracker: &Tracker, cancel: &Cancel) {
+        let (queue, cancel) = (self.clone(), cancel.clone());
+        let writer = Arc::new(writer);
+        tracker.spawn("status", async move {
+            loop {
+                tokio::select! {
+                    biased; // What is not written at the end is written at the next start.
+                    () = cancel.drained() => return,
+                    () = queue.0.wake.notified() => {}
+                }
+                let batch = std::mem::take(&mut *queue.0.pending.lock());
+                let writer = Arc::clone(&writer);
+                // Files are written with blocking calls.
+                let _ = tokio::task::spawn_blocking(move || write(&writer, batch)).await;
+                tokio::select! {
+                    biased;
+                    () = cancel.drained() => return,
+                    () = tokio::time::sleep(INTERVAL) => {}
+                }
+            }
+        });
+    }
+}
+
+fn write(writer: &Writer, batch: BTreeMap<ObjectKey, PolicyStatus>) {
+    for (key, status) in batch {
+        let written = writer.patch_status(&key, json!(status));
+        if let Err(error) = written {
+            // An object that was deleted meanwhile has no status; the next change tries again.
+            tracing::debug!(%key, %error, "status not written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(seconds).unwrap()
+    }
+
+    fn accepted(status: bool, reason: &str) -> Condition {
+        Condition { type_: "ZtunnelAccepted".into(), status, reason: reason.into(), message: String::new() }
+    }
+
+    #[test]
+    fn written_when_it_changes_and_only_then() {
+        let first = update(None, Some(1), &[accepted(true, "Accepted")], at(0)).unwrap();
+        assert_eq!(first.conditions[0].status, "True");
+        assert_eq!(first.conditions[0].last_transition_time.as_deref(), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(update(Some(&first), Some(1), &[accepted(true, "Accepted")], at(9)), None);
+
+        // Another reason keeps the time, another status does not.
+        let reason = update(Some(&first), Some(1), &[accepted(true, "UnsupportedValue")], at(9)).unwrap();
+        assert_eq!(reason.conditions[0].last_transition_time, first.conditions[0].last_transition_time);
+        let status = update(Some(&first), Some(1), &[accepted(false, "UnsupportedValue")], at(9)).unwrap();
+        assert_eq!(status.conditions[0].last_transition_time.as_deref(), Some("1970-01-01T00:00:09Z"));
+
+        // A new generation is seen even if nothing else is.
+        let seen = update(Some(&first), Some(2), &[accepted(true, "Accepted")], at(9)).unwrap();
+        assert_eq!(seen.observed_generation, Some(json!(2)));
+        assert_eq!(seen.conditions, first.conditions);
+    }
+
+    #[test]
+    fn conditions_of_others_are_kept() {
+        let theirs = PolicyCondition { type_: "WaypointAccepted".into(), status: "True".into(), ..Default::default() };
+        let current = PolicyStatus { conditions: vec![theirs.clone()], observed_generation: None };
+        let next = update(Some(&current), None, &[accepted(true, "Accepted")], at(0)).unwrap();
+        assert_eq!(next.conditions.len(), 2);
+        assert_eq!(next.conditions[0], theirs);
+        assert_eq!(update(Some(&next), None, &[accepted(true, "Accepted")], at(5)), None);
+    }
+}
