@@ -1,0 +1,11 @@
+//! The server's end: [`session`] decides, [`driver`] talks gRPC.
+
+pub mod driver;
+pub mod metrics;
+pub mod node;
+pub mod publisher;
+pub mod session;
+
+pub use driver::{Authenticate, Caller, Server, Source};
+pub use metrics::ServerMetrics;
+pub use publisher::Publisher;
