@@ -16,9 +16,11 @@
 pub mod ca;
 pub mod config;
 pub mod debounce;
+pub mod index;
 pub mod metrics;
 pub mod serve;
 pub mod status;
+pub mod translate;
 
 #[cfg(test)]
 mod test_support;
