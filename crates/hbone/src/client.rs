@@ -13,6 +13,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+#[cfg(test)]
+mod tests;
+
 /// Streams assumed to be allowed until the peer's SETTINGS say how many.
 pub(crate) const INITIAL_MAX_STREAMS: usize = 100;
 

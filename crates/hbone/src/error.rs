@@ -1,3 +1,4 @@
+use aquifer_core::reason::Reason;
 use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,17 @@ impl From<h2::Error> for ConnectError {
 }
 
 impl ConnectError {
+    /// Its place in the mesh's list of reasons.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Status { status, .. } if *status == StatusCode::UNAUTHORIZED => Reason::PeerDenied,
+            Self::Status { .. } => Reason::PeerRefused,
+            Self::InvalidRequest(_) => Reason::InvalidRequest,
+            Self::Timeout(_) => Reason::ConnectTimeout,
+            Self::Http2(_) => Reason::TunnelClosed,
+        }
+    }
+
     /// Whether the peer surely did not act on the request (RFC 9113, 8.7: REFUSED_STREAM, or a stream above the
     /// last one of a GOAWAY).
     pub fn is_unprocessed(&self) -> bool {

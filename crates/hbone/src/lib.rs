@@ -23,6 +23,8 @@ pub mod copy;
 mod error;
 mod keepalive;
 pub mod pool;
+#[cfg(test)]
+mod raw;
 pub mod server;
 pub mod stream;
 pub mod transport;

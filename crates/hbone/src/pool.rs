@@ -10,6 +10,7 @@ use crate::config::ClientConfig;
 use crate::error::ConnectError;
 use crate::stream::H2Stream;
 use admission::{Action, Admission, ConnId, Decision, StreamPermit, Ticket};
+use aquifer_core::reason::Reason;
 use aquifer_runtime::{Cancel, Tracker};
 use http::HeaderMap;
 use std::cell::{Cell, RefCell};
@@ -20,7 +21,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 #[cfg(test)]
@@ -98,6 +99,19 @@ impl<E: std::error::Error> Clone for PoolError<E> {
     }
 }
 
+impl<E: std::error::Error> PoolError<E> {
+    /// Its place in the mesh's list of reasons; `connect` says the connector's.
+    pub fn reason(&self, connect: impl FnOnce(&E) -> Reason) -> Reason {
+        match self {
+            Self::Connect(e) => connect(e),
+            Self::ConnectTimeout(_) => Reason::HboneTimeout,
+            Self::Handshake(_) => Reason::H2Failed,
+            Self::Stream(e) => e.reason(),
+            Self::Closed => Reason::Shutdown,
+        }
+    }
+}
+
 /// Times that a stream is asked for again when the peer surely did not act on the request.
 const RETRIES: usize = 2;
 
@@ -118,7 +132,7 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
     pub fn new(connector: C, config: PoolConfig, cancel: Cancel, tracker: Tracker) -> Self {
         let state = State {
             admission: Admission::new(config.max_streams, config.idle_timeout),
-            clients: HashMap::new(),
+            conns: HashMap::new(),
             waiters: HashMap::new(),
         };
         Self {
@@ -139,7 +153,13 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
         let mut retries = 0;
         loop {
             let granted = self.acquire(key).await?;
-            match granted.client.connect(request).await {
+            let result = tokio::select! {
+                biased;
+                result = granted.client.connect(request) => result,
+                // The connection allows fewer streams than was assumed; h2 would hold this one back.
+                () = above_limit(&granted) => Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()),
+            };
+            match result {
                 Ok((mut stream, headers)) => {
                     stream.attach(granted.lease);
                     return Ok((stream, headers));
@@ -171,7 +191,7 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
 
     /// Open connections that still take streams.
     pub fn connections(&self) -> usize {
-        self.inner.state.borrow().clients.len()
+        self.inner.state.borrow().conns.len()
     }
 
     async fn acquire(&self, key: &K) -> Result<Granted<K, C>, PoolError<C::Error>> {
@@ -198,9 +218,16 @@ type Served<K, C> = Result<Granted<K, C>, PoolError<<C as Connect<K>>::Error>>;
 
 struct State<K: Key, C: Connect<K>> {
     admission: Admission<K>,
-    /// A handle for each connection that takes streams. Without it h2 closes the connection after its last stream.
-    clients: HashMap<ConnId, Client>,
+    /// Without the handle here h2 closes a connection after its last stream.
+    conns: HashMap<ConnId, Conn>,
     waiters: HashMap<Ticket, oneshot::Sender<Served<K, C>>>,
+}
+
+/// A connection that takes streams.
+struct Conn {
+    client: Client,
+    /// What the peer allows, as far as known.
+    limit: watch::Sender<usize>,
 }
 
 struct Inner<K: Key, C: Connect<K>> {
@@ -215,8 +242,18 @@ struct Inner<K: Key, C: Connect<K>> {
 struct Granted<K: Key, C: Connect<K>> {
     client: Client,
     lease: Lease<K, C>,
+    limit: watch::Receiver<usize>,
     /// Whether the connection stood before the stream was asked for.
     pooled: bool,
+}
+
+/// Ends when the peer turns out to allow fewer streams than this one's rank.
+async fn above_limit<K: Key, C: Connect<K>>(granted: &Granted<K, C>) {
+    let rank = granted.lease.permit.as_ref().map_or(0, StreamPermit::rank);
+    if granted.limit.clone().wait_for(|limit| *limit < rank).await.is_err() {
+        // The connection left the pool; the request on it goes on.
+        std::future::pending().await
+    }
 }
 
 fn now() -> std::time::Instant {
@@ -225,9 +262,12 @@ fn now() -> std::time::Instant {
 
 impl<K: Key, C: Connect<K>> Inner<K, C> {
     fn grant(self: &Rc<Self>, permit: StreamPermit, pooled: bool) -> Option<Granted<K, C>> {
-        let client = self.state.borrow().clients.get(&permit.conn()).cloned();
+        let state = self.state.borrow();
+        let conn = state.conns.get(&permit.conn()).map(|c| (c.client.clone(), c.limit.subscribe()));
+        drop(state);
         let lease = Lease { pool: Rc::downgrade(self), permit: Some(permit) };
-        Some(Granted { client: client?, lease, pooled })
+        let (client, limit) = conn?;
+        Some(Granted { client, lease, limit, pooled })
     }
 
     /// Carries out what an event lets happen. Never called with the state borrowed: waking a waiter that is gone
@@ -288,7 +328,7 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
     fn retire(&self, conn: ConnId) {
         let mut state = self.state.borrow_mut();
         state.admission.retire(conn);
-        state.clients.remove(&conn);
+        state.conns.remove(&conn);
     }
 
     fn sweep(&self, all: bool) {
@@ -297,7 +337,7 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
             state.admission.set_idle_timeout(Duration::ZERO);
         }
         for conn in state.admission.sweep(now()) {
-            state.clients.remove(&conn);
+            state.conns.remove(&conn);
         }
     }
 
@@ -320,7 +360,7 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
                 };
                 let Some(inner) = pool.upgrade() else { return };
                 inner.sweep(drained);
-                if drained || inner.state.borrow().clients.is_empty() {
+                if drained || inner.state.borrow().conns.is_empty() {
                     inner.sweeping.set(false);
                     return;
                 }
@@ -354,13 +394,14 @@ impl<K: Key, C: Connect<K>> Dial<K, C> {
         let (pool, key) = (self.pool.upgrade()?, self.key.take()?);
         let (conn, actions) = {
             let mut state = pool.state.borrow_mut();
-            let (conn, actions) = state.admission.opened(&key, client.max_streams(), now());
-            state.clients.insert(conn, client);
+            let allowed = client.max_streams();
+            let (conn, actions) = state.admission.opened(&key, allowed, now());
+            state.conns.insert(conn, Conn { client, limit: watch::Sender::new(allowed) });
             (conn, actions)
         };
         pool.start_sweeper();
         pool.act(actions, false);
-        Some(Opened { pool: self.pool.clone(), conn, limit: Cell::new(None) })
+        Some(Opened { pool: self.pool.clone(), conn })
     }
 }
 
@@ -374,21 +415,23 @@ impl<K: Key, C: Connect<K>> Drop for Dial<K, C> {
 struct Opened<K: Key, C: Connect<K>> {
     pool: Weak<Inner<K, C>>,
     conn: ConnId,
-    limit: Cell<Option<usize>>,
 }
 
 impl<K: Key, C: Connect<K>> Opened<K, C> {
     /// Follows the peer's SETTINGS and GOAWAY.
     fn observe(&self) {
         let Some(pool) = self.pool.upgrade() else { return };
-        let (open, limit) = match pool.state.borrow_mut().clients.get_mut(&self.conn) {
-            Some(client) => (client.is_open(), client.max_streams()),
-            None => return,
-        };
-        if !open {
-            pool.retire(self.conn);
-        } else if self.limit.replace(Some(limit)) != Some(limit) {
-            let actions = pool.state.borrow_mut().admission.set_limit(self.conn, limit, now());
+        let mut state = pool.state.borrow_mut();
+        let Some(conn) = state.conns.get(&self.conn) else { return };
+        if !conn.client.is_open() {
+            drop(state);
+            return pool.retire(self.conn);
+        }
+        let allowed = conn.client.max_streams();
+        if *conn.limit.borrow() != allowed {
+            conn.limit.send_replace(allowed);
+            let actions = state.admission.set_limit(self.conn, allowed, now());
+            drop(state);
             pool.act(actions, true);
         }
     }
@@ -399,7 +442,7 @@ impl<K: Key, C: Connect<K>> Drop for Opened<K, C> {
         let Some(pool) = self.pool.upgrade() else { return };
         let actions = {
             let mut state = pool.state.borrow_mut();
-            state.clients.remove(&self.conn);
+            state.conns.remove(&self.conn);
             state.admission.closed(self.conn, now())
         };
         pool.act(actions, true);

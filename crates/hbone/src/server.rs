@@ -123,10 +123,8 @@ impl ConnectRequest {
     /// Answers everything but a plain CONNECT with 400.
     fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Option<Self> {
         let (head, recv) = request.into_parts();
-        // RFC 8441's extended CONNECT carries a protocol: that is another request.
-        let plain = head.method == Method::CONNECT
-            && head.extensions.get::<h2::ext::Protocol>().is_none()
-            && head.uri.authority().is_some();
+        // h2 itself refuses a CONNECT with :scheme or :path, and the extended one of RFC 8441.
+        let plain = head.method == Method::CONNECT && head.uri.authority().is_some();
         let request = Self { head, respond, recv };
         if plain {
             return Some(request);

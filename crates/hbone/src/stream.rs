@@ -4,6 +4,7 @@ use crate::transport::{BufList, Transport};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use std::any::Any;
+use std::fmt;
 use std::io::{self, Result};
 use std::task::{Context, Poll, ready};
 
@@ -42,6 +43,12 @@ impl H2Stream {
     /// The HTTP/2 stream id, for logs.
     pub fn id(&self) -> u32 {
         self.send.stream_id().as_u32()
+    }
+}
+
+impl fmt::Debug for H2Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("H2Stream").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 

@@ -22,12 +22,21 @@ pub struct Ticket(u64);
 /// The right to one stream. Not `Clone`: it comes from a decision and goes back by [`Admission::release`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a permit that is not released is a stream that is counted for ever"]
-pub struct StreamPermit(ConnId);
+pub struct StreamPermit {
+    conn: ConnId,
+    rank: usize,
+}
 
 impl StreamPermit {
     /// The connection that it is for.
     pub fn conn(&self) -> ConnId {
-        self.0
+        self.conn
+    }
+
+    /// How many streams the connection had with this one. Until the peer's SETTINGS are known its limit is only
+    /// assumed; a stream whose rank turns out to be above it will not be opened there for now.
+    pub fn rank(&self) -> usize {
+        self.rank
     }
 }
 
@@ -84,7 +93,7 @@ impl<K: Hash + Eq + Clone> Admission<K> {
     /// A stream is wanted.
     pub fn request(&mut self, key: &K, now: Instant) -> Decision {
         if let Some(permit) = self.take_permit(key, now) {
-            return Decision::Reuse(permit.0, permit);
+            return Decision::Reuse(permit.conn, permit);
         }
         let ticket = Ticket(self.id());
         let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
@@ -139,7 +148,7 @@ impl<K: Hash + Eq + Clone> Admission<K> {
     /// A stream has ended.
     pub fn release(&mut self, permit: StreamPermit, now: Instant) -> Vec<Action<K>> {
         // A connection that closed before its streams were dropped is no longer known.
-        let Some(conn) = self.conns.get_mut(&permit.0) else {
+        let Some(conn) = self.conns.get_mut(&permit.conn) else {
             return Vec::new();
         };
         conn.active -= 1;
@@ -218,7 +227,7 @@ impl<K: Hash + Eq + Clone> Admission<K> {
             if conn.active < conn.limit {
                 conn.active += 1;
                 conn.idle_since = now;
-                return Some(StreamPermit(*id));
+                return Some(StreamPermit { conn: *id, rank: conn.active });
             }
         }
         None
