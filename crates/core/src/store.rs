@@ -46,3 +46,25 @@ impl Reader {
         self.current.load_full()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fixtures::{at, pod},
+        state::Update,
+    };
+
+    #[test]
+    fn readers_see_whole_updates_and_keep_their_snapshot() {
+        let (mut writer, reader) = store();
+        let before = reader.load();
+        writer.update(|state| {
+            state.apply(Update::Workload(Arc::new(pod("a", &["10.0.0.1"]))));
+            assert!(reader.load().workload_by_addr(&at("10.0.0.1")).is_none(), "not published yet");
+        });
+        assert!(before.workload_by_addr(&at("10.0.0.1")).is_none());
+        assert!(reader.load().workload_by_addr(&at("10.0.0.1")).is_some());
+        assert!(writer.reader().load().workload_by_addr(&at("10.0.0.1")).is_some());
+    }
+}

@@ -21,6 +21,11 @@ impl<K: Eq + Hash + Clone, V> Index<K, V> {
         self.lists.get(key).map_or(&[], |list| list)
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lists.size()
+    }
+
     /// Whether the key is new.
     pub(super) fn insert(&mut self, key: K, value: Arc<V>, order: Order<V>) -> bool {
         if let Some(list) = self.lists.get_mut(&key) {
