@@ -119,5 +119,9 @@ pub(crate) fn is_gateway(state: &MeshState, workload: &Workload, gateway: &Gatew
 /// One identity and one address in common: two resources may describe one pod.
 fn same_workload(a: &Workload, b: &Workload) -> bool {
     let shares = |ip: &IpAddr| b.addresses.contains(ip);
-    a.uid == b.uid || (a.has_identity(&b.identity()) && a.network == b.network && a.addresses.iter().any(shares))
+    a.uid == b.uid || (same_identity(a, b) && a.network == b.network && a.addresses.iter().any(shares))
+}
+
+fn same_identity(a: &Workload, b: &Workload) -> bool {
+    (&a.service_account, &a.namespace, &a.trust_domain) == (&b.service_account, &b.namespace, &b.trust_domain)
 }

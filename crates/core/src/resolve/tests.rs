@@ -1,1 +1,284 @@
-//! Tables.
+//! Each rule of outbound routing: what is known, what is asked, where it goes.
+
+use rand::{SeedableRng, rngs::StdRng};
+
+use super::*;
+use crate::{
+    fixtures::{gateway_host, gateway_ip, ip, mesh, pod, service},
+    service::{LoadBalancing, Visibility, WeightedWaypoint},
+    workload::{HealthStatus, NetworkMode},
+};
+
+fn client() -> Workload {
+    pod("client", &["10.0.0.9", "fd00::9"])
+}
+
+fn plain(name: &str, addresses: &[&str]) -> Workload {
+    Workload { tunnel_protocol: TunnelProtocol::None, ..pod(name, addresses) }
+}
+
+fn ask(state: &MeshState, source: Workload, destination: &str) -> Resolution {
+    let conn = OutboundConn {
+        source: Arc::new(source),
+        network: "".into(),
+        destination: destination.parse().unwrap(),
+        preferred_service_namespace: None,
+    };
+    resolve(state, &conn, &mut StdRng::seed_from_u64(3))
+}
+
+/// `tcp <hop>` or `hbone <hop> <authority> <expected service accounts>`, then `> <workload>` and `@ <service>`; or why not.
+fn text(resolution: &Resolution) -> String {
+    let name =
+        |workload: &Option<Arc<Workload>>| workload.as_ref().map(|w| format!(" > {}", w.name)).unwrap_or_default();
+    let key = |service: &Option<Arc<Service>>| service.as_ref().map(|s| format!(" @ {}", s.key)).unwrap_or_default();
+    match resolution {
+        Resolution::Route(route) => {
+            let how = match &route.tunnel {
+                Tunnel::Passthrough => format!("tcp {}", route.next_hop),
+                Tunnel::Hbone { authority, expect } => {
+                    let who: Vec<_> = expect.iter().map(|id| &*id.service_account).collect();
+                    format!("hbone {} {authority} {}", route.next_hop, who.join(","))
+                }
+            };
+            format!("{how}{}{}", name(&route.destination), key(&route.service))
+        }
+        Resolution::Need(Need::Dns(pending)) => format!("dns {}", pending.hostname()),
+        Resolution::Reject(reject) => format!("{}{}{}", reject.reason, name(&reject.destination), key(&reject.service)),
+    }
+}
+
+#[track_caller]
+fn check(state: &MeshState, destination: &str, expected: &str) {
+    assert_eq!(text(&ask(state, client(), destination)), expected, "to {destination}");
+}
+
+fn web() -> Service {
+    service("ns/web", &["10.9.0.1", "fd09::1"], &[(80, 8080)])
+}
+
+#[test]
+fn what_is_not_known_passes_through() {
+    let state = mesh([client()], []);
+    check(&state, "192.0.2.1:443", "tcp 192.0.2.1:443");
+    check(&state, "[::ffff:192.0.2.1]:443", "tcp 192.0.2.1:443");
+    let host = Workload { network_mode: NetworkMode::HostNetwork, ..pod("host", &["10.0.0.1"]) };
+    check(&mesh([host], []), "10.0.0.1:80", "tcp 10.0.0.1:80");
+}
+
+#[test]
+fn our_own_ports_are_refused_on_loopback_only() {
+    let state = mesh([], []);
+    for port in [15001, 15006, 15008] {
+        check(&state, &format!("127.0.0.1:{port}"), "illegal_port");
+        check(&state, &format!("[::1]:{port}"), "illegal_port");
+        check(&state, &format!("[::ffff:127.0.0.1]:{port}"), "illegal_port");
+        check(&state, &format!("192.0.2.1:{port}"), &format!("tcp 192.0.2.1:{port}"));
+    }
+    check(&state, "127.0.0.1:15053", "tcp 127.0.0.1:15053");
+}
+
+#[test]
+fn a_workload_gets_what_it_speaks() {
+    let state = mesh([pod("a", &["10.0.0.1", "fd00::1"]), plain("b", &["10.0.0.2"])], []);
+    check(&state, "10.0.0.1:80", "hbone 10.0.0.1:15008 10.0.0.1:80 a > a");
+    check(&state, "[fd00::1]:80", "hbone [fd00::1]:15008 [fd00::1]:80 a > a");
+    check(&state, "10.0.0.2:80", "tcp 10.0.0.2:80 > b");
+    // The same node makes no difference, nor does the pod itself.
+    assert_eq!(text(&ask(&state, pod("a", &["10.0.0.1"]), "10.0.0.1:80")), "hbone 10.0.0.1:15008 10.0.0.1:80 a > a");
+}
+
+#[test]
+fn a_service_goes_to_an_endpoint() {
+    let san = Identity::new("cluster.local", "ns", "extra");
+    let endpoint = || pod("a", &["10.0.0.1", "fd00::1"]).of("ns/web", &[]);
+    let state = mesh([endpoint()], [Service { subject_alt_names: vec![san], ..web() }]);
+    check(&state, "10.9.0.1:80", "hbone 10.0.0.1:15008 10.0.0.1:8080 a,extra > a @ ns/web");
+    check(&state, "[fd09::1]:80", "hbone [fd00::1]:15008 [fd00::1]:8080 a,extra > a @ ns/web");
+    check(&state, "10.9.0.1:81", "no_healthy_upstream @ ns/web");
+    let state = mesh([plain("b", &["10.0.0.2"]).of("ns/web", &[(80, 9090)])], [web()]);
+    check(&state, "10.9.0.1:80", "tcp 10.0.0.2:9090 > b @ ns/web");
+}
+
+#[test]
+fn a_known_service_without_endpoints_is_refused_not_passed_through() {
+    check(&mesh([], [web()]), "10.9.0.1:80", "no_healthy_upstream @ ns/web");
+    let sick = Workload { status: HealthStatus::Unhealthy, ..pod("a", &["10.0.0.1"]) }.of("ns/web", &[]);
+    check(&mesh([sick], [web()]), "10.9.0.1:80", "no_healthy_upstream @ ns/web");
+    // One that the client may not see is not known to it.
+    let hidden = Service { visibility: Visibility::Namespace, ..service("x/web", &["10.9.0.1"], &[(80, 80)]) };
+    check(&mesh([], [hidden]), "10.9.0.1:80", "tcp 10.9.0.1:80");
+}
+
+#[test]
+fn passthrough_keeps_the_address_and_names_the_service() {
+    let load_balancing = LoadBalancing { mode: Mode::Passthrough, ..Default::default() };
+    let external = Service { load_balancing, ..service("ns/ext", &["192.0.2.0/24"], &[(443, 443)]) };
+    check(&mesh([], [external]), "192.0.2.9:8443", "tcp 192.0.2.9:8443 @ ns/ext");
+}
+
+#[test]
+fn families_of_the_service_come_before_those_of_the_client() {
+    let dual = || pod("a", &["10.0.0.1", "fd00::1"]).of("ns/web", &[]);
+    for (ip_families, destination, expected) in [
+        (IpFamilies::Automatic, "10.9.0.1:80", "10.0.0.1:15008"),
+        (IpFamilies::Dual, "[fd09::1]:80", "[fd00::1]:15008"),
+        (IpFamilies::Ipv4Only, "[fd09::1]:80", "10.0.0.1:15008"),
+        (IpFamilies::Ipv6Only, "10.9.0.1:80", "[fd00::1]:15008"),
+    ] {
+        let state = mesh([dual()], [Service { ip_families, ..web() }]);
+        let Resolution::Route(route) = ask(&state, client(), destination) else { panic!("a route") };
+        assert_eq!(route.next_hop.to_string(), expected, "{ip_families:?} {destination}");
+    }
+    // A single-stack endpoint serves both.
+    let state = mesh([pod("a", &["fd00::1"]).of("ns/web", &[])], [web()]);
+    check(&state, "10.9.0.1:80", "hbone [fd00::1]:15008 [fd00::1]:8080 a > a @ ns/web");
+}
+
+#[test]
+fn an_address_that_is_both_uses_the_service_for_endpoints_and_the_workload_for_waypoints() {
+    // The address belongs to one of the service's endpoints: if that one is picked, it is used as asked.
+    let endpoint = pod("a", &["10.0.0.1", "10.9.0.1"]).of("ns/web", &[]);
+    let with_waypoint = Service { waypoint: Some(gateway_host("ns/wp")), ..web() };
+    let state = mesh([endpoint], [with_waypoint]);
+    check(&state, "10.9.0.1:80", "hbone 10.9.0.1:15008 10.9.0.1:8080 a > a @ ns/web");
+}
+
+/// A waypoint `ns/wp` with pods `w` and its service; its workloads say NONE as tunnel protocol.
+fn with_waypoint(mut workloads: Vec<Workload>, mut services: Vec<Service>) -> MeshState {
+    workloads.push(plain("w", &["10.0.1.1"]).of("ns/wp", &[]));
+    services.push(service("ns/wp", &["10.9.1.1"], &[(15008, 15008), (15021, 15021)]));
+    mesh(workloads, services)
+}
+
+#[test]
+fn a_service_with_a_waypoint_goes_there_by_hbone_with_the_authority_as_asked() {
+    for gateway in [gateway_host("ns/wp"), gateway_ip("10.9.1.1"), gateway_ip("10.0.1.1")] {
+        let bound = Service { waypoint: Some(gateway), ..web() };
+        let state = with_waypoint(vec![pod("a", &["10.0.0.1"]).of("ns/web", &[])], vec![bound]);
+        check(&state, "10.9.0.1:80", "hbone 10.0.1.1:15008 10.9.0.1:80 w > w @ ns/web");
+        check(&state, "[fd09::1]:80", "hbone 10.0.1.1:15008 [fd09::1]:80 w > w @ ns/web");
+        // Its endpoint by address has no waypoint of its own.
+        check(&state, "10.0.0.1:80", "hbone 10.0.0.1:15008 10.0.0.1:80 a > a");
+        // The waypoint itself is not sent to itself.
+        let from_waypoint = ask(&state, plain("w", &["10.0.1.1"]), "10.9.0.1:80");
+        assert_eq!(text(&from_waypoint), "hbone 10.0.0.1:15008 10.0.0.1:8080 a > a @ ns/web");
+    }
+}
+
+#[test]
+fn a_workload_with_a_waypoint_goes_there_unless_the_caller_is_that_waypoint() {
+    let bound = Workload { waypoint: Some(gateway_host("ns/wp")), ..pod("a", &["10.0.0.1"]) }.of("ns/web", &[]);
+    let state = with_waypoint(vec![bound], vec![web()]);
+    check(&state, "10.0.0.1:80", "hbone 10.0.1.1:15008 10.0.0.1:80 w > w");
+    // Addressed by service, a workload's waypoint does not count.
+    check(&state, "10.9.0.1:80", "hbone 10.0.0.1:15008 10.0.0.1:8080 a > a @ ns/web");
+    let direct = "hbone 10.0.0.1:15008 10.0.0.1:80 a > a";
+    assert_eq!(text(&ask(&state, plain("w", &["10.0.1.1"]), "10.0.0.1:80")), direct);
+    // Another resource of the same pod, by identity and address; and not by either alone.
+    let alias = Workload { uid: "entry".into(), ..plain("w", &["10.0.1.1"]) };
+    assert_eq!(text(&ask(&state, alias, "10.0.0.1:80")), direct);
+    for source in [
+        Workload { uid: "x".into(), ..plain("w", &["10.0.1.2"]) },
+        Workload { uid: "x".into(), service_account: "thief".into(), ..plain("w", &["10.0.1.1"]) },
+    ] {
+        assert_eq!(text(&ask(&state, source, "10.0.0.1:80")), "hbone 10.0.1.1:15008 10.0.0.1:80 w > w");
+    }
+}
+
+#[test]
+fn a_waypoint_that_cannot_be_used_is_refused_and_never_skipped() {
+    let bound = |gateway| vec![Service { waypoint: Some(gateway), ..web() }];
+    let endpoint = || pod("a", &["10.0.0.1"]).of("ns/web", &[]);
+    let refused = "waypoint_unavailable @ ns/web";
+    check(&mesh([endpoint()], bound(gateway_host("ns/wp"))), "10.9.0.1:80", refused);
+    check(&mesh([endpoint()], bound(gateway_ip("10.9.1.1"))), "10.9.0.1:80", refused);
+    let mut services = bound(gateway_host("ns/wp"));
+    services.push(service("ns/wp", &[], &[(80, 80)]));
+    let state = mesh([endpoint(), plain("w", &["10.0.1.1"]).of("ns/wp", &[])], services);
+    check(&state, "10.9.0.1:80", refused);
+}
+
+#[test]
+fn weighted_waypoints_are_sampled_and_without_weight_the_one_is_used() {
+    let state = |weights: [u32; 2]| {
+        let destinations = ["ns/wp", "ns/canary"].map(gateway_host);
+        let weighted_waypoints =
+            destinations.into_iter().zip(weights).map(|(destination, weight)| WeightedWaypoint { destination, weight });
+        let bound = Service {
+            waypoint: Some(gateway_host("ns/wp")),
+            weighted_waypoints: weighted_waypoints.collect(),
+            ..web()
+        };
+        let canary = service("ns/canary", &[], &[(15008, 15008)]);
+        with_waypoint(vec![plain("c", &["10.0.1.2"]).of("ns/canary", &[])], vec![bound, canary])
+    };
+    let share_of_canary = |weights| {
+        let state = state(weights);
+        let conn = OutboundConn {
+            source: Arc::new(client()),
+            network: "".into(),
+            destination: "10.9.0.1:80".parse().unwrap(),
+            preferred_service_namespace: None,
+        };
+        let mut rng = StdRng::seed_from_u64(5);
+        (0..1000).filter(|_| text(&resolve(&state, &conn, &mut rng)).contains("10.0.1.2")).count()
+    };
+    assert_eq!(share_of_canary([0, 0]), 0);
+    assert_eq!(share_of_canary([100, 0]), 0);
+    assert_eq!(share_of_canary([0, 1]), 1000);
+    assert!((150..250).contains(&share_of_canary([80, 20])));
+}
+
+#[test]
+fn other_networks_are_refused_unless_an_endpoint_is_here() {
+    let remote = || {
+        let network_gateway = Some(gateway_ip("10.255.0.1"));
+        Workload { network: "far".into(), network_gateway, addresses: vec![], ..pod("r", &[]) }.of("ns/web", &[])
+    };
+    check(&mesh([remote()], [web()]), "10.9.0.1:80", "remote_network > r @ ns/web");
+    let weightier = Workload { capacity: 1_000_000, ..remote() };
+    let state = mesh([weightier, pod("a", &["10.0.0.1"]).of("ns/web", &[])], [web()]);
+    check(&state, "10.9.0.1:80", "hbone 10.0.0.1:15008 10.0.0.1:8080 a > a @ ns/web");
+    // An address on another network is not the same address here.
+    let state = mesh([Workload { network: "far".into(), ..pod("r", &["10.0.0.1"]) }], []);
+    check(&state, "10.0.0.1:80", "tcp 10.0.0.1:80");
+    // A remote waypoint.
+    let waypoint =
+        Workload { network: "far".into(), network_gateway: Some(gateway_ip("10.255.0.1")), ..plain("w", &[]) };
+    let bound = Service { waypoint: Some(gateway_host("ns/wp")), ..web() };
+    let state = mesh([waypoint.of("ns/wp", &[])], [bound, service("ns/wp", &[], &[(15008, 15008)])]);
+    check(&state, "10.9.0.1:80", "remote_network > w @ ns/web");
+}
+
+#[test]
+fn a_hostname_needs_dns_and_goes_on_from_there() {
+    let external = Workload { hostname: Some("db.example".into()), ..plain("db", &[]) }.of("ns/web", &[]);
+    let state = mesh([external], [web()]);
+    let pending = || match ask(&state, client(), "10.9.0.1:80") {
+        Resolution::Need(Need::Dns(pending)) => pending,
+        other => panic!("{}", text(&other)),
+    };
+    assert_eq!(pending().hostname(), "db.example");
+    let found = pending().complete(&[ip("2001:db8::1"), ip("192.0.2.1")]);
+    assert_eq!(text(&found), "tcp 192.0.2.1:8080 > db @ ns/web");
+    assert_eq!(text(&pending().complete(&[ip("2001:db8::1")])), "tcp [2001:db8::1]:8080 > db @ ns/web");
+    assert_eq!(text(&pending().complete(&[])), "dns_failed > db @ ns/web");
+}
+
+#[test]
+fn a_port_of_zero_is_never_dialled() {
+    let named = service("ns/web", &["10.9.0.1"], &[(80, 0)]);
+    let state =
+        mesh([pod("a", &["10.0.0.1"]).of("ns/web", &[(80, 7000)]), pod("b", &["10.0.0.2"]).of("ns/web", &[])], [named]);
+    for seed in 0..20 {
+        let conn = OutboundConn {
+            source: Arc::new(client()),
+            network: "".into(),
+            destination: "10.9.0.1:80".parse().unwrap(),
+            preferred_service_namespace: None,
+        };
+        let resolution = resolve(&state, &conn, &mut StdRng::seed_from_u64(seed));
+        assert_eq!(text(&resolution), "hbone 10.0.0.1:15008 10.0.0.1:7000 a > a @ ns/web");
+    }
+}
