@@ -13,14 +13,18 @@
 //! - Every caller is authenticated, on every port that hands out resources or certificates.
 //! - `index` and `translate` are pure, so that the command line can analyze manifests with them.
 
+pub mod app;
 pub mod ca;
 pub mod config;
 pub mod debounce;
+pub mod debug;
 pub mod index;
 pub mod metrics;
+pub mod publish;
 pub mod serve;
 pub mod status;
 pub mod translate;
+pub mod xds;
 
 #[cfg(test)]
 mod test_support;

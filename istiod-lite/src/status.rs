@@ -19,18 +19,8 @@ pub const MANAGER: &str = "istiod";
 /// Writes come in batches, this far apart: a storm of changes must not become a storm of writes.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// What shall stand in a condition; its time is added when it changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
-    /// Such as `ZtunnelAccepted`.
-    pub type_: String,
-    /// True or False.
-    pub status: bool,
-    /// One CamelCase word.
-    pub reason: String,
-    /// For people.
-    pub message: String,
-}
+/// The conditions that are ours to write, and to take away.
+const OURS: [&str; 2] = ["WaypointAccepted", "ZtunnelAccepted"];
 
 /// The whole status to write so that `wanted` stands in it, or `None` when it does already.
 ///
@@ -38,28 +28,21 @@ pub struct Condition {
 pub fn update(
     current: Option<&PolicyStatus>,
     generation: Option<i64>,
-    wanted: &[Condition],
+    wanted: &[PolicyCondition],
     now: OffsetDateTime,
 ) -> Option<PolicyStatus> {
     let observed = generation.map(|g| json!(g));
     let old = current.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let now = now.format(&Rfc3339).unwrap_or_default();
     let mut conditions: Vec<PolicyCondition> =
-        old.iter().filter(|c| wanted.iter().all(|w| w.type_ != c.type_)).cloned().collect();
+        old.iter().filter(|c| !OURS.contains(&c.type_.as_str())).cloned().collect();
     for condition in wanted {
-        let status = if condition.status { "True" } else { "False" };
         let since = old
             .iter()
-            .find(|c| c.type_ == condition.type_ && c.status == status)
+            .find(|c| c.type_ == condition.type_ && c.status == condition.status)
             .and_then(|c| c.last_transition_time.clone())
             .unwrap_or_else(|| now.clone());
-        conditions.push(PolicyCondition {
-            type_: condition.type_.clone(),
-            status: status.into(),
-            reason: condition.reason.clone(),
-            message: condition.message.clone(),
-            last_transition_time: Some(since),
-        });
+        conditions.push(PolicyCondition { last_transition_time: Some(since), ..condition.clone() });
     }
     conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
     let next = PolicyStatus { conditions, observed_generation: observed };
@@ -80,7 +63,7 @@ struct Queue {
 
 impl StatusQueue {
     /// Conditions of a policy: queued if they differ from what stands in the object.
-    pub fn set(&self, object: &Object, wanted: &[Condition]) {
+    pub fn set(&self, object: &Object, wanted: &[PolicyCondition]) {
         let (current, generation) = match object {
             Object::AuthorizationPolicy(p) => (p.status.as_ref(), p.metadata.generation),
             Object::PeerAuthentication(p) => (p.status.as_ref(), p.metadata.generation),
@@ -144,36 +127,46 @@ mod tests {
         OffsetDateTime::from_unix_timestamp(seconds).unwrap()
     }
 
-    fn accepted(status: bool, reason: &str) -> Condition {
-        Condition { type_: "ZtunnelAccepted".into(), status, reason: reason.into(), message: String::new() }
+    fn accepted(status: &str, reason: &str) -> PolicyCondition {
+        PolicyCondition {
+            type_: "ZtunnelAccepted".into(),
+            status: status.into(),
+            reason: reason.into(),
+            ..Default::default()
+        }
     }
 
     #[test]
     fn written_when_it_changes_and_only_then() {
-        let first = update(None, Some(1), &[accepted(true, "Accepted")], at(0)).unwrap();
+        let first = update(None, Some(1), &[accepted("True", "Accepted")], at(0)).unwrap();
         assert_eq!(first.conditions[0].status, "True");
         assert_eq!(first.conditions[0].last_transition_time.as_deref(), Some("1970-01-01T00:00:00Z"));
-        assert_eq!(update(Some(&first), Some(1), &[accepted(true, "Accepted")], at(9)), None);
+        assert_eq!(update(Some(&first), Some(1), &[accepted("True", "Accepted")], at(9)), None);
 
         // Another reason keeps the time, another status does not.
-        let reason = update(Some(&first), Some(1), &[accepted(true, "UnsupportedValue")], at(9)).unwrap();
+        let reason = update(Some(&first), Some(1), &[accepted("True", "UnsupportedValue")], at(9)).unwrap();
         assert_eq!(reason.conditions[0].last_transition_time, first.conditions[0].last_transition_time);
-        let status = update(Some(&first), Some(1), &[accepted(false, "UnsupportedValue")], at(9)).unwrap();
+        let status = update(Some(&first), Some(1), &[accepted("False", "UnsupportedValue")], at(9)).unwrap();
         assert_eq!(status.conditions[0].last_transition_time.as_deref(), Some("1970-01-01T00:00:09Z"));
 
         // A new generation is seen even if nothing else is.
-        let seen = update(Some(&first), Some(2), &[accepted(true, "Accepted")], at(9)).unwrap();
+        let seen = update(Some(&first), Some(2), &[accepted("True", "Accepted")], at(9)).unwrap();
         assert_eq!(seen.observed_generation, Some(json!(2)));
         assert_eq!(seen.conditions, first.conditions);
     }
 
     #[test]
     fn conditions_of_others_are_kept() {
-        let theirs = PolicyCondition { type_: "WaypointAccepted".into(), status: "True".into(), ..Default::default() };
+        let theirs = PolicyCondition { type_: "Audited".into(), status: "True".into(), ..Default::default() };
         let current = PolicyStatus { conditions: vec![theirs.clone()], observed_generation: None };
-        let next = update(Some(&current), None, &[accepted(true, "Accepted")], at(0)).unwrap();
+        let next = update(Some(&current), None, &[accepted("True", "Accepted")], at(0)).unwrap();
         assert_eq!(next.conditions.len(), 2);
         assert_eq!(next.conditions[0], theirs);
-        assert_eq!(update(Some(&next), None, &[accepted(true, "Accepted")], at(5)), None);
+        // One of ours that no longer applies goes.
+        let waypoint = PolicyCondition { type_: "WaypointAccepted".into(), ..accepted("False", "TargetNotFound") };
+        let moved = update(Some(&next), None, &[waypoint], at(0)).unwrap();
+        let types: Vec<_> = moved.conditions.iter().map(|c| c.type_.as_str()).collect();
+        assert_eq!(types, ["Audited", "WaypointAccepted"]);
+        assert_eq!(update(Some(&next), None, &[accepted("True", "Accepted")], at(5)), None);
     }
 }

@@ -1,0 +1,211 @@
+//! The wiring: from settings to listening ports, and back down.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aquifer_objects::{Folder, Watch, Writer};
+use aquifer_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
+use aquifer_runtime::http::Server as HttpServer;
+use aquifer_runtime::metrics::Registry;
+use aquifer_runtime::readiness::Readiness;
+use aquifer_runtime::signals::Signals;
+use aquifer_runtime::{Cancel, Tracker, cancel, metrics as metrics_page, process};
+use aquifer_xds::resource::ResourceSet;
+use aquifer_xds::server::{Publisher, Server as XdsServer, ServerMetrics};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+
+use crate::ca::authn::{Authenticator, Authenticators};
+use crate::ca::issuer::Issuer;
+use crate::ca::jwt::JwtAuthenticator;
+use crate::ca::node_auth::NodeAuthorizer;
+use crate::ca::pods::{self, Pods};
+use crate::ca::root::Root;
+use crate::ca::service::CertificateService;
+use crate::ca::serving::ServingCert;
+use crate::config::{AuthnConfig, Config, ListenConfig};
+use crate::debug;
+use crate::index::KINDS;
+use crate::metrics::Metrics;
+use crate::publish::Publish;
+use crate::serve::{self, Services};
+use crate::status::{self, StatusQueue};
+use crate::xds::XdsAuthenticator;
+
+/// How long open streams may take to end.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A running control plane.
+pub struct App {
+    addresses: Addresses,
+    tracker: Tracker,
+    cancel: Cancel,
+}
+
+/// Where it listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// xDS without TLS.
+    pub plaintext: SocketAddr,
+    /// xDS and CA with TLS.
+    pub secure: SocketAddr,
+    /// Metrics.
+    pub monitoring: SocketAddr,
+    /// Readiness and debug pages.
+    pub http: SocketAddr,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot catch signals")?;
+    let app = App::start(config).await?;
+    let signal = signals.next().await.context("cannot catch signals")?;
+    tracing::info!(signal, "shutting down");
+    app.shutdown().await;
+    Ok(())
+}
+
+struct Listeners {
+    plaintext: TcpListener,
+    secure: TcpListener,
+    monitoring: TcpListener,
+    http: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(config: &ListenConfig) -> anyhow::Result<Self> {
+        Ok(Self {
+            plaintext: serve::bind("GRPC_ADDR", config.plaintext).await?,
+            secure: serve::bind("SECURE_GRPC_ADDR", config.secure).await?,
+            monitoring: serve::bind("MONITORING_ADDR", config.monitoring).await?,
+            http: serve::bind("HTTP_ADDR", config.http).await?,
+        })
+    }
+
+    fn addresses(&self) -> std::io::Result<Addresses> {
+        Ok(Addresses {
+            plaintext: self.plaintext.local_addr()?,
+            secure: self.secure.local_addr()?,
+            monitoring: self.monitoring.local_addr()?,
+            http: self.http.local_addr()?,
+        })
+    }
+}
+
+impl App {
+    /// Binds, adopts the root, and starts everything. Clients are served after the first full read
+    /// of the manifests.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let (tracker, cancel) = (Tracker::new(), Cancel::new());
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let xds_metrics = ServerMetrics::register(&mut registry);
+        process::register(&mut registry);
+        tracker.register(&mut registry);
+
+        // Whatever can fail does so here, before anything runs.
+        let listeners = Listeners::bind(&config.listen).await?;
+        let addresses = listeners.addresses().context("cannot tell the listening addresses")?;
+        let watch = watch(&config)?;
+        let issuer = issuer(&config)?;
+        metrics.ca.root_expires(issuer.root_not_after());
+        let names = config.ca.serving_names.clone();
+        let serving = ServingCert::new(issuer.clone(), names, OffsetDateTime::now_utc())?;
+        let tls = serving.server_config()?;
+
+        let (pod_writer, pods) = pods::table();
+        let authenticators = Arc::new(authenticators(&config, pods.clone()));
+        let publisher = Publisher::new(ResourceSet::of_types([ADDRESS, AUTHORIZATION]));
+        let status = StatusQueue::default();
+        let readiness = Readiness::new();
+        let unready = readiness.register("manifests");
+
+        // Pages first: they tell what the rest waits for.
+        let monitoring = HttpServer::on("monitoring", listeners.monitoring);
+        metrics_page::serve(monitoring, Arc::new(registry), &tracker, cancel.clone());
+        let pages = debug::pages(&readiness, publisher.clone());
+        pages.serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
+
+        status.start(Writer::new(&config.manifests, status::MANAGER), &tracker, &cancel);
+        renew(serving, &tracker, &cancel);
+        let trusted = config.ca.trusted_node_accounts.clone();
+        let trust_domain = config.mesh.trust_domain.as_str();
+        let nodes = NodeAuthorizer::new(trusted, trust_domain.into(), pods);
+        let ca = CertificateService::new(issuer, Arc::clone(&authenticators), nodes, trust_domain, metrics.ca);
+        let xds = XdsServer::new(
+            publisher.clone(),
+            Arc::new(XdsAuthenticator(authenticators)),
+            xds_metrics,
+            tracker.clone(),
+            cancel.clone(),
+        );
+        let services = Services { xds: xds.into_service(), ca: Some(IstioCertificateServiceServer::new(ca)) };
+        let (serve, when_synced) = (tracker.clone(), cancel.clone());
+        let synced = move || {
+            let discovery_only = Services { ca: None, ..services.clone() };
+            serve::grpc("xds plaintext", listeners.plaintext, None, discovery_only, &serve, &when_synced);
+            serve::grpc("xds and ca", listeners.secure, Some(tls), services, &serve, &when_synced);
+            drop(unready);
+        };
+        let publish = Publish::new(&config.mesh, pod_writer, publisher, status, metrics.push);
+        let until = cancel.clone();
+        tracker.spawn("publish", async move { publish.run(watch, synced, &until).await });
+        tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "istiod-lite started");
+        Ok(Self { addresses, tracker, cancel })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Ends streams and listeners in good order, or at the deadline.
+    pub async fn shutdown(self) {
+        let ended = cancel::shutdown(&self.cancel, &self.tracker, SHUTDOWN_DEADLINE).await;
+        tracing::info!(?ended, "istiod-lite stopped");
+    }
+}
+
+fn watch(config: &Config) -> anyhow::Result<Watch> {
+    // The folder is another's to make: a mistyped path must not read as an empty mesh.
+    let folder = &config.manifests;
+    let kind =
+        std::fs::metadata(folder).with_context(|| format!("AQUIFER_MANIFESTS: cannot read {}", folder.display()))?;
+    anyhow::ensure!(kind.is_dir(), "AQUIFER_MANIFESTS: {} is not a folder", folder.display());
+    Folder::new(folder).watch(KINDS).context("AQUIFER_MANIFESTS")
+}
+
+fn issuer(config: &Config) -> anyhow::Result<Issuer> {
+    let root = Root::open(&config.ca.data_dir, &config.mesh.trust_domain, OffsetDateTime::now_utc())
+        .context("AQUIFER_DATA_DIR")?;
+    Ok(Issuer::new(root, config.ca.lifetimes)?)
+}
+
+fn authenticators(config: &Config, pods: Pods) -> Authenticators {
+    let AuthnConfig { issuer, audiences, jwks_file } = config.authn.clone();
+    let jwt = JwtAuthenticator::new(issuer, audiences, jwks_file);
+    if let Err(error) = jwt.check_keys() {
+        tracing::warn!(%error, "JWKS_FILE: every caller is refused until it can be read");
+    }
+    Authenticators::new(vec![Authenticator::Jwt(jwt)], pods, config.mesh.cluster_id.clone())
+}
+
+fn renew(serving: ServingCert, tracker: &Tracker, cancel: &Cancel) {
+    let cancel = cancel.clone();
+    tracker.spawn("serving certificate", async move {
+        loop {
+            let nap = serving.renew_if_due(OffsetDateTime::now_utc());
+            tokio::select! {
+                biased;
+                () = cancel.drained() => return,
+                () = tokio::time::sleep(nap) => {}
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;
