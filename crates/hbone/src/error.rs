@@ -47,7 +47,7 @@ impl ConnectError {
     /// last one of a GOAWAY).
     pub fn is_unprocessed(&self) -> bool {
         let Self::Http2(e) = self else { return false };
-        (e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM))
+        (e.reason() == Some(h2::Reason::REFUSED_STREAM) && !e.is_go_away())
             || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
     }
 

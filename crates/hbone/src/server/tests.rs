@@ -42,6 +42,8 @@ async fn local<F: Future>(test: F) -> F::Output {
     LocalSet::new().run_until(test).await
 }
 
+type Fields = Vec<(&'static str, &'static str)>;
+
 const CONNECT: &[(&str, &str)] = &[(":method", "CONNECT"), (":authority", "10.0.0.1:80")];
 
 /// A real client's ten CONNECTs to the reference proxy: with the same decisions, ours answers with the same
@@ -114,7 +116,7 @@ async fn hostile_requests() {
     let big: &'static str = Box::leak("x".repeat(15_000).into_boxed_str());
     let names = ["a", "b", "c", "d", "e", "f"];
     let giant: Vec<_> = names.map(|n| (n, big)).into();
-    let cases: Vec<(&str, Vec<(&str, &str)>, Expect)> = vec![
+    let cases: Vec<(&str, Fields, Expect)> = vec![
         (
             "GET",
             vec![(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "a:1")],
