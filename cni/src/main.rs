@@ -1,1 +1,44 @@
-fn main() {}
+//! `istio-cni-node`: the node agent as a process.
+
+use anyhow::Context;
+use aquifer_cni::{app, config::Config};
+use aquifer_runtime::env::ProcessEnv;
+use aquifer_runtime::signals::Signals;
+use aquifer_runtime::{Cancel, Tracker, shutdown, telemetry};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What is under way ends within one exchange with the proxy.
+const GRACE: Duration = Duration::from_secs(6);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("istio-cni-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let config = Config::read(&ProcessEnv)?;
+    let _telemetry = telemetry::init(&config.telemetry)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (tracker, cancel) = (Tracker::new(), Cancel::new());
+        let mut signals = Signals::new().context("signal handlers")?;
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                tracing::info!(signal = signal?, "stopped while starting");
+                return Ok(());
+            }
+            started = app::start(config, &tracker, &cancel) => started?,
+        }
+        let signal = signals.next().await?;
+        tracing::info!(signal, "stopping; pods stay as they are");
+        shutdown(&cancel, &tracker, GRACE).await;
+        Ok(())
+    })
+}

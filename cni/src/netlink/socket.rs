@@ -7,7 +7,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// `NLM_F_REQUEST`.
 pub const REQUEST: u16 = 0x1;
@@ -221,10 +221,9 @@ impl Socket {
         }
     }
 
-    /// Reads one event datagram into `buffer`; `WouldBlock` when there is none.
-    pub fn event<'a>(&self, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
-        let length = recv(self.fd.as_raw_fd(), buffer, MsgFlags::empty())?;
-        Ok(&buffer[..length])
+    /// The descriptor alone, for an event loop.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     fn send(&self, wire: &[u8]) -> Result<(), Errno> {
@@ -239,18 +238,6 @@ impl Socket {
                 other => return other,
             }
         }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
     }
 }
 

@@ -111,6 +111,11 @@ impl Zds {
         self.shared.state.lock().pods.entry(uid.to_owned()).or_insert(Held::Keep);
     }
 
+    /// Whether snapshots name the pod.
+    pub fn holds(&self, uid: &str) -> bool {
+        self.shared.state.lock().pods.contains_key(uid)
+    }
+
     /// Puts the pod into every later snapshot, hands it to the newest proxy, and waits for its answer.
     pub async fn add(&self, pod: ZdsPod) -> Result<(), ZdsError> {
         let newest = {

@@ -1,0 +1,107 @@
+//! The agent's settings. Nothing else reads the environment.
+
+use crate::agent::decision::Defaults;
+use crate::rules::pod::ProbeAddresses;
+use aquifer_runtime::env::{ConfigErrors, Env, Vars};
+use aquifer_runtime::telemetry;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Every setting, under Istio's names where Istio has one.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// NODE_NAME: whose pods are ours.
+    pub node: String,
+    /// ZTUNNEL_UDS: where proxies connect.
+    pub ztunnel_socket: PathBuf,
+    /// CNI_EVENT_SOCKET: where the plugin calls.
+    pub event_socket: PathBuf,
+    /// AQUIFER_MANIFESTS: the folder of objects.
+    pub manifests: PathBuf,
+    /// AQUIFER_NETNS_DIR: the folder of network namespaces by pod uid.
+    pub netns_folder: PathBuf,
+    /// AQUIFER_STATE_DIR: the agent's memory; beside the event socket unless set.
+    pub state_folder: PathBuf,
+    /// METRICS_ADDR.
+    pub metrics: SocketAddr,
+    /// READY_ADDR.
+    pub ready: SocketAddr,
+    /// CMDADD_TIMEOUT: how long a starting pod may take to get in.
+    pub patience: Duration,
+    /// Who is in, and how.
+    pub defaults: Defaults,
+    /// How log lines look.
+    pub telemetry: telemetry::Settings,
+}
+
+impl Config {
+    /// Reads all settings and tells all that is wrong with them at once.
+    pub fn read(env: &dyn Env) -> Result<Self, ConfigErrors> {
+        let mut vars = Vars::new(env);
+        let event_socket =
+            PathBuf::from(vars.string_or("CNI_EVENT_SOCKET", "/var/run/istio-cni/pluginevent.sock"));
+        let beside = event_socket.parent().unwrap_or(Path::new("/var/run/istio-cni")).join("enrolled");
+        let probes = ProbeAddresses::default();
+        let config = Self {
+            node: vars.required("NODE_NAME"),
+            ztunnel_socket: vars.string_or("ZTUNNEL_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
+            state_folder: vars.string("AQUIFER_STATE_DIR").map_or(beside, PathBuf::from),
+            event_socket,
+            manifests: vars.required("AQUIFER_MANIFESTS").into(),
+            netns_folder: vars.string_or("AQUIFER_NETNS_DIR", "/var/run/netns").into(),
+            metrics: vars.parsed("METRICS_ADDR", SocketAddr::from(([0, 0, 0, 0], 15014))),
+            ready: vars.parsed("READY_ADDR", SocketAddr::from(([0, 0, 0, 0], 8000))),
+            patience: vars.duration("CMDADD_TIMEOUT", Duration::from_secs(10)),
+            defaults: Defaults {
+                excluded_namespaces: list(&vars.string_or("EXCLUDE_NAMESPACES", "istio-system,kube-system")),
+                // Off unless asked for: a proxy without a DNS listener would leave captured queries unanswered.
+                capture_dns: vars.bool("AMBIENT_DNS_CAPTURE", false),
+                probe_addresses: ProbeAddresses {
+                    v4: vars.parsed("HOST_PROBE_SNAT_IP", probes.v4),
+                    v6: vars.parsed("HOST_PROBE_SNAT_IPV6", probes.v6),
+                },
+            },
+            telemetry: telemetry::Settings::from_vars(&mut vars),
+        };
+        vars.finish().map(|()| config)
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_runtime::env::MapEnv;
+
+    #[test]
+    fn names_and_defaults() {
+        let env = MapEnv::from([
+            ("NODE_NAME", "node1"),
+            ("AQUIFER_MANIFESTS", "/m"),
+            ("CNI_EVENT_SOCKET", "/run/lab/node1/pluginevent.sock"),
+            ("HOST_PROBE_SNAT_IP", "169.254.1.1"),
+        ]);
+        let config = Config::read(&env).unwrap();
+        assert_eq!(config.node, "node1");
+        assert_eq!(config.ztunnel_socket, Path::new("/var/run/ztunnel/ztunnel.sock"));
+        assert_eq!(config.state_folder, Path::new("/run/lab/node1/enrolled"));
+        assert_eq!(config.defaults.probe_addresses.v4.to_string(), "169.254.1.1");
+        assert_eq!(config.defaults.probe_addresses.v6, ProbeAddresses::default().v6);
+        assert!(!config.defaults.capture_dns);
+        assert_eq!(config.defaults.excluded_namespaces, ["istio-system", "kube-system"]);
+        assert_eq!(config.metrics.port(), 15014);
+    }
+
+    #[test]
+    fn every_error_is_told_at_once() {
+        let env = MapEnv::from([("HOST_PROBE_SNAT_IP", "x"), ("METRICS_ADDR", "y")]);
+        let message = Config::read(&env).unwrap_err().to_string();
+        for name in ["NODE_NAME", "AQUIFER_MANIFESTS", "HOST_PROBE_SNAT_IP", "METRICS_ADDR"] {
+            assert!(message.contains(name), "{name} in {message}");
+        }
+    }
+}
