@@ -1,1 +1,52 @@
-fn main() {}
+//! Reads the settings, sets up logging and the control runtime, and runs the proxy.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use aquifer_runtime::env::ProcessEnv;
+use aquifer_runtime::telemetry;
+use ztunnel::app;
+use ztunnel::config::{Config, MESH_FILE, Surroundings};
+
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    // Istio's chart starts the proxy as `ztunnel proxy ztunnel`.
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["proxy"] | ["proxy", _] => {}
+        ["--version" | "-V" | "version"] => {
+            println!("ztunnel {} (aquifer)", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("usage: ztunnel [proxy ztunnel] | --version    (settings come from the environment)");
+            return ExitCode::from(2);
+        }
+    }
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ztunnel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
+    let around = Surroundings {
+        mesh_file: std::fs::read_to_string(MESH_FILE).ok(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        file_exists: |path| Path::new(path).is_file(),
+    };
+    let config = Config::read(&ProcessEnv, &around)?;
+    let telemetry = telemetry::init(&config.log)?;
+    let level = telemetry.level.clone();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.workers, node = config.node.name, "ztunnel");
+    // One thread is enough for control; data has threads of its own.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("control").build()?;
+    runtime.block_on(app::run(config, level))
+}

@@ -67,9 +67,7 @@ impl TcpOptions {
                     .with_retries(keepalive.retries),
             )?;
             if self.user_timeout {
-                socket.set_tcp_user_timeout(Some(
-                    keepalive.time + keepalive.interval * keepalive.retries,
-                ))?;
+                socket.set_tcp_user_timeout(Some(keepalive.time + keepalive.interval * keepalive.retries))?;
             }
         }
         Ok(())
@@ -130,11 +128,7 @@ pub fn upstream(
     source: Option<IpAddr>,
     options: &TcpOptions,
 ) -> io::Result<(TcpSocket, Option<io::Error>)> {
-    let socket = Socket::new(
-        Domain::for_address(destination),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM, Some(Protocol::TCP))?;
     options.apply(&socket)?;
     let unspoofed = match source {
         Some(ip) if ip.is_ipv4() == destination.is_ipv4() => spoof(&socket, ip).err(),
@@ -147,11 +141,7 @@ pub fn upstream(
 pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     let local = canonical(stream.local_addr()?);
     let socket = SockRef::from(stream);
-    let original = if local.is_ipv4() {
-        socket.original_dst_v4()
-    } else {
-        socket.original_dst_v6()
-    };
+    let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     match original {
         Ok(addr) => Ok(addr.as_socket().map_or(local, canonical)),
         // No connection-tracking entry: nothing was redirected.
@@ -184,18 +174,11 @@ fn spoof(socket: &Socket, source: IpAddr) -> io::Result<()> {
 }
 
 fn set_transparent(socket: &Socket, v6: bool) -> io::Result<()> {
-    if v6 {
-        socket.set_ip_transparent_v6(true)
-    } else {
-        socket.set_ip_transparent_v4(true)
-    }
+    if v6 { socket.set_ip_transparent_v6(true) } else { socket.set_ip_transparent_v4(true) }
 }
 
 fn lacks_ipv6(e: &io::Error) -> bool {
-    matches!(
-        e.raw_os_error(),
-        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-    )
+    matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 #[cfg(test)]

@@ -39,13 +39,7 @@ impl Netns {
     /// Takes a descriptor of a namespace file, as ZDS hands it over. Whether it really is one shows on entering.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let stat = fstat(&fd)?;
-        Ok(Self {
-            fd: Arc::new(fd),
-            id: NetnsId {
-                device: stat.st_dev,
-                inode: stat.st_ino,
-            },
-        })
+        Ok(Self { fd: Arc::new(fd), id: NetnsId { device: stat.st_dev, inode: stat.st_ino } })
     }
 
     /// The namespace that this thread is in.

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
-    sendmsg, socket,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg, sendmsg, socket,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -50,36 +49,27 @@ pub struct PacketSocket {
 impl PacketSocket {
     /// Dials the agent's socket.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let fd =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
         // Connecting a local socket doesn't wait: it succeeds, or fails with EAGAIN when the queue is full.
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         Self::new(fd)
     }
 
     /// Takes a connected, non-blocking socket.
+    #[allow(unsafe_code)]
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            io: AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE)?,
-        })
+        // SAFETY: an `OwnedFd` always gives the same open descriptor, and this one lives inside the `AsyncFd`.
+        let io = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) };
+        Ok(Self { io: io.map_err(|e| e.into_parts().1)? })
     }
 
     /// Sends one packet.
     pub async fn send(&self, data: &[u8]) -> io::Result<()> {
         self.io
             .async_io(Interest::WRITABLE, |fd| {
-                sendmsg::<()>(
-                    fd.as_raw_fd(),
-                    &[IoSlice::new(data)],
-                    &[],
-                    MsgFlags::MSG_NOSIGNAL,
-                    None,
-                )
-                .map_err(io::Error::from)
+                sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(data)], &[], MsgFlags::MSG_NOSIGNAL, None)
+                    .map_err(io::Error::from)
             })
             .await
             .map(drop)
@@ -102,13 +92,8 @@ fn receive(fd: RawFd) -> Result<Packet, PacketError> {
     // Room for a few more than allowed: those that don't fit would be closed unseen, and we want to say how many came.
     let mut control = cmsg_space!([RawFd; 8]);
     let mut slices = [IoSliceMut::new(&mut buffer)];
-    let message = recvmsg::<()>(
-        fd,
-        &mut slices,
-        Some(&mut control),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )
-    .map_err(io::Error::from)?;
+    let message =
+        recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC).map_err(io::Error::from)?;
 
     // First of all own the descriptors: whatever is wrong below, they get closed.
     let mut descriptors = Vec::new();
@@ -123,9 +108,7 @@ fn receive(fd: RawFd) -> Result<Packet, PacketError> {
         }
         Err(_) => false,
     };
-    let truncated = message
-        .flags
-        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
     let length = message.bytes;
 
     if truncated || !control_intact {
@@ -137,10 +120,7 @@ fn receive(fd: RawFd) -> Result<Packet, PacketError> {
     if descriptors.len() > 1 {
         return Err(PacketError::TooManyDescriptors(descriptors.len()));
     }
-    Ok(Packet {
-        data: buffer[..length].to_vec(),
-        fd: descriptors.pop(),
-    })
+    Ok(Packet { data: buffer[..length].to_vec(), fd: descriptors.pop() })
 }
 
 #[allow(unsafe_code)]

@@ -38,10 +38,7 @@ pub struct Work<N> {
 
 impl<N> Default for Work<N> {
     fn default() -> Self {
-        Self {
-            stop: Vec::new(),
-            start: None,
-        }
+        Self { stop: Vec::new(), start: None }
     }
 }
 
@@ -69,12 +66,7 @@ pub struct State<N> {
 
 impl<N> Default for State<N> {
     fn default() -> Self {
-        Self {
-            running: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            snapshot: Some(BTreeSet::new()),
-            synced: false,
-        }
+        Self { running: BTreeMap::new(), pending: BTreeMap::new(), snapshot: Some(BTreeSet::new()), synced: false }
     }
 }
 
@@ -174,12 +166,7 @@ impl<N: Clone + Eq> State<N> {
     }
 
     fn reconcile(&mut self, named: &BTreeSet<PodUid>) -> Work<N> {
-        let stop: Vec<PodUid> = self
-            .running
-            .keys()
-            .filter(|uid| !named.contains(*uid))
-            .cloned()
-            .collect();
+        let stop: Vec<PodUid> = self.running.keys().filter(|uid| !named.contains(*uid)).cloned().collect();
         for uid in &stop {
             self.running.remove(uid);
         }

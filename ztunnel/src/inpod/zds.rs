@@ -34,8 +34,7 @@ impl std::fmt::Display for PodUid {
 }
 
 /// Who a pod is: the key by which its workload is found.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkloadInfo {
     /// The pod's name.
     pub name: Arc<str>,
@@ -97,10 +96,7 @@ pub enum ZdsError {
 /// The first packet of a connection.
 #[must_use]
 pub fn hello() -> Vec<u8> {
-    zds::ZdsHello {
-        version: zds::Version::V1 as i32,
-    }
-    .encode_to_vec()
+    zds::ZdsHello { version: zds::Version::V1 as i32 }.encode_to_vec()
 }
 
 /// The answer to a request; short, since the agent reads at most 1024 bytes.
@@ -111,18 +107,13 @@ pub fn ack(result: Result<(), &str>) -> Vec<u8> {
         Ok(()) => String::new(),
         Err(e) => e.chars().take(LONGEST / 4).collect(),
     };
-    zds::WorkloadResponse {
-        payload: Some(zds::workload_response::Payload::Ack(zds::Ack { error })),
-    }
-    .encode_to_vec()
+    zds::WorkloadResponse { payload: Some(zds::workload_response::Payload::Ack(zds::Ack { error })) }.encode_to_vec()
 }
 
 /// Packet → request.
 pub fn parse(packet: Packet) -> Result<Request<OwnedFd>, ZdsError> {
     use zds::workload_request::Payload;
-    let payload = zds::WorkloadRequest::decode(packet.data.as_slice())?
-        .payload
-        .ok_or(ZdsError::UnknownPayload)?;
+    let payload = zds::WorkloadRequest::decode(packet.data.as_slice())?.payload.ok_or(ZdsError::UnknownPayload)?;
     let uid = |uid: &str, kind| match uid {
         "" => Err(ZdsError::NoUid(kind)),
         uid => Ok(PodUid::new(uid)),

@@ -3,24 +3,14 @@ use super::*;
 fn options() -> TcpOptions {
     TcpOptions {
         mark: None,
-        keepalive: Some(Keepalive {
-            time: Duration::from_secs(180),
-            interval: Duration::from_secs(170),
-            retries: 9,
-        }),
+        keepalive: Some(Keepalive { time: Duration::from_secs(180), interval: Duration::from_secs(170), retries: 9 }),
         user_timeout: false,
     }
 }
 
 #[tokio::test]
 async fn accepted_sockets_inherit_what_the_listener_has() {
-    let listener = listen(
-        SocketAddr::from((Ipv6Addr::LOCALHOST, 0)),
-        &options(),
-        OriginalSource::Auto,
-        true,
-    )
-    .unwrap();
+    let listener = listen(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), &options(), OriginalSource::Auto, true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let addr = listener.local_addr().unwrap();
     let (socket, _) = upstream(addr, None, &options()).unwrap();
@@ -30,27 +20,19 @@ async fn accepted_sockets_inherit_what_the_listener_has() {
         assert!(stream.nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
-        assert_eq!(
-            socket.tcp_keepalive_interval().unwrap(),
-            Duration::from_secs(170)
-        );
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(170));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
     }
 }
 
 #[tokio::test]
 async fn dual_stack_listeners_overlap_and_show_plain_v4() {
-    let first =
-        listen_wildcard(0, true, &options(), OriginalSource::Auto, true).unwrap();
+    let first = listen_wildcard(0, true, &options(), OriginalSource::Auto, true).unwrap();
     let port = first.local_addr().unwrap().port();
-    let second =
-        listen_wildcard(port, true, &options(), OriginalSource::Auto, true).unwrap();
+    let second = listen_wildcard(port, true, &options(), OriginalSource::Auto, true).unwrap();
     drop(first);
     let listener = tokio::net::TcpListener::from_std(second).unwrap();
-    for ip in [
-        IpAddr::from(Ipv4Addr::LOCALHOST),
-        IpAddr::from(Ipv6Addr::LOCALHOST),
-    ] {
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         let addr = SocketAddr::new(ip, port);
         let (socket, _) = upstream(addr, None, &options()).unwrap();
         let (client, accepted) = tokio::join!(socket.connect(addr), listener.accept());
@@ -67,13 +49,8 @@ async fn dual_stack_listeners_overlap_and_show_plain_v4() {
 #[tokio::test]
 async fn a_reset_is_what_the_client_sees() {
     use tokio::io::AsyncReadExt;
-    let listener = listen(
-        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        &TcpOptions::default(),
-        OriginalSource::Off,
-        false,
-    )
-    .unwrap();
+    let listener =
+        listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &TcpOptions::default(), OriginalSource::Off, false).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let addr = listener.local_addr().unwrap();
     let (client, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
@@ -86,16 +63,10 @@ async fn a_reset_is_what_the_client_sees() {
 
 #[test]
 fn a_source_of_the_other_family_is_no_reason_to_fail() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _in_runtime = runtime.enter();
-    let (_, unspoofed) = upstream(
-        SocketAddr::from((Ipv6Addr::LOCALHOST, 80)),
-        Some(Ipv4Addr::LOCALHOST.into()),
-        &TcpOptions::default(),
-    )
-    .unwrap();
+    let (_, unspoofed) =
+        upstream(SocketAddr::from((Ipv6Addr::LOCALHOST, 80)), Some(Ipv4Addr::LOCALHOST.into()), &TcpOptions::default())
+            .unwrap();
     assert!(unspoofed.is_none());
 }

@@ -9,11 +9,7 @@ fn uid(n: u8) -> PodUid {
 fn pod(n: u8, netns: u32) -> Pod<u32> {
     Pod {
         uid: uid(n),
-        info: WorkloadInfo {
-            name: format!("pod-{n}").into(),
-            namespace: "ns".into(),
-            service_account: "sa".into(),
-        },
+        info: WorkloadInfo { name: format!("pod-{n}").into(), namespace: "ns".into(), service_account: "sa".into() },
         netns,
     }
 }
@@ -74,10 +70,7 @@ fn table() {
         ),
         (
             "a start that fails is pending, and not ready",
-            vec![
-                Step(Request::SnapshotSent, true, ""),
-                Step(add(1, 10), false, "start uid-1@10"),
-            ],
+            vec![Step(Request::SnapshotSent, true, ""), Step(add(1, 10), false, "start uid-1@10")],
             "running [] pending [uid-1@10] ready false",
         ),
         (
@@ -103,11 +96,7 @@ fn table() {
             vec![
                 Step(Request::Keep(uid(1)), true, ""),
                 Step(Request::SnapshotSent, true, ""),
-                Step(
-                    Request::Keep(uid(1)),
-                    true,
-                    "error: keep after the snapshot",
-                ),
+                Step(Request::Keep(uid(1)), true, "error: keep after the snapshot"),
             ],
             "running [] pending [] ready true",
         ),
@@ -152,47 +141,25 @@ fn a_lost_connection_stops_nothing_and_the_next_snapshot_decides() {
         play(&mut state, add(n, 10 + u32::from(n)), ok);
     }
     play(&mut state, Request::SnapshotSent, true);
-    assert_eq!(
-        summary(&state),
-        "running [uid-1@11 uid-2@12 uid-3@13] pending [uid-4@14] ready false"
-    );
+    assert_eq!(summary(&state), "running [uid-1@11 uid-2@12 uid-3@13] pending [uid-4@14] ready false");
 
     state.connected();
-    assert_eq!(
-        summary(&state),
-        "running [uid-1@11 uid-2@12 uid-3@13] pending [] ready true"
-    );
+    assert_eq!(summary(&state), "running [uid-1@11 uid-2@12 uid-3@13] pending [] ready true");
     // Named by Add, named by Keep, not named at all; a Del before the end is left to the snapshot.
     assert_eq!(play(&mut state, add(1, 11), true), "");
     assert_eq!(play(&mut state, Request::Keep(uid(2)), true), "");
     assert_eq!(play(&mut state, Request::Keep(uid(3)), true), "");
     assert_eq!(play(&mut state, Request::Del(uid(3)), true), "");
-    assert_eq!(
-        play(&mut state, Request::SnapshotSent, true),
-        "stop uid-3"
-    );
-    assert_eq!(
-        summary(&state),
-        "running [uid-1@11 uid-2@12] pending [] ready true"
-    );
+    assert_eq!(play(&mut state, Request::SnapshotSent, true), "stop uid-3");
+    assert_eq!(summary(&state), "running [uid-1@11 uid-2@12] pending [] ready true");
 }
 
 fn summary(state: &State<u32>) -> String {
     let list = |pods: Vec<String>| pods.join(" ");
     format!(
         "running [{}] pending [{}] ready {}",
-        list(
-            state
-                .running()
-                .map(|p| format!("{}@{}", p.uid, p.netns))
-                .collect()
-        ),
-        list(
-            state
-                .pending()
-                .map(|p| format!("{}@{}", p.uid, p.netns))
-                .collect()
-        ),
+        list(state.running().map(|p| format!("{}@{}", p.uid, p.netns)).collect()),
+        list(state.pending().map(|p| format!("{}@{}", p.uid, p.netns)).collect()),
         state.ready()
     )
 }

@@ -4,22 +4,16 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
 use super::*;
 use crate::inpod::packet::{MAX_PACKET, PacketError, PacketSocket};
 use crate::inpod::state::State;
 
 fn pair() -> (OwnedFd, PacketSocket) {
-    let (agent, ours) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-    )
-    .unwrap();
+    let (agent, ours) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)
+            .unwrap();
     (agent, PacketSocket::new(ours).unwrap())
 }
 
@@ -27,13 +21,7 @@ fn send(agent: &OwnedFd, data: &[u8], fds: &[File]) {
     let fds: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
     let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-    let sent = sendmsg::<()>(
-        agent.as_raw_fd(),
-        &[IoSlice::new(data)],
-        control,
-        MsgFlags::empty(),
-        None,
-    );
+    let sent = sendmsg::<()>(agent.as_raw_fd(), &[IoSlice::new(data)], control, MsgFlags::empty(), None);
     assert_eq!(sent, Ok(data.len()));
 }
 
@@ -42,10 +30,7 @@ fn null() -> File {
 }
 
 fn hex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
 /// The recorded packets of one connection: those of the agent (with their descriptors), and those of the proxy.
@@ -55,47 +40,26 @@ struct Recording {
 
 impl Recording {
     fn load(name: &str) -> Self {
-        let path = format!(
-            "{}/../tests/recordings/zds/{name}.json",
-            env!("CARGO_MANIFEST_DIR")
-        );
-        let file: serde_json::Value =
-            serde_json::from_reader(File::open(path).unwrap()).unwrap();
-        Self {
-            entries: file["entries"].as_array().unwrap().clone(),
-        }
+        let path = format!("{}/../tests/recordings/zds/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let file: serde_json::Value = serde_json::from_reader(File::open(path).unwrap()).unwrap();
+        Self { entries: file["entries"].as_array().unwrap().clone() }
     }
 
     fn packets(&self) -> impl Iterator<Item = (&str, Vec<u8>, u64, &serde_json::Value)> {
         self.entries.iter().filter_map(|e| {
-            Some((
-                e["direction"].as_str()?,
-                hex(e["hex"].as_str()?),
-                e["fds"].as_u64()?,
-                &e["decoded"],
-            ))
+            Some((e["direction"].as_str()?, hex(e["hex"].as_str()?), e["fds"].as_u64()?, &e["decoded"]))
         })
     }
 }
 
 #[tokio::test]
 async fn recorded_requests_parse_and_answers_are_byte_equal() {
-    for name in [
-        "snapshot",
-        "add",
-        "del",
-        "reconnect",
-        "enrol-unenrol-running-pod",
-    ] {
+    for name in ["snapshot", "add", "del", "reconnect", "enrol-unenrol-running-pod"] {
         let (agent, ours) = pair();
         let mut answered = 0;
         for (direction, bytes, fds, decoded) in Recording::load(name).packets() {
             if direction == "ztunnel->cni" {
-                let expect = if decoded.get("ZdsHello").is_some() {
-                    hello()
-                } else {
-                    ack(Ok(()))
-                };
+                let expect = if decoded.get("ZdsHello").is_some() { hello() } else { ack(Ok(())) };
                 assert_eq!(bytes, expect, "{name}: {decoded}");
                 answered += 1;
                 continue;

@@ -1,0 +1,329 @@
+//! The process: what runs, in which order it starts, and how it ends.
+//!
+//! Start: workers → ports → xDS → (both types answered) → node agent. The agent is dialled last, since a pod that is
+//! handed over before the mesh is known would be refused everything.
+//! End: SIGTERM → no new pods → listeners close once their queues are empty → GOAWAY → connections end, until the
+//! deadline → the rest is cut. xDS, certificates and admin go on to the last.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use aquifer_core::store;
+use aquifer_hbone::{ClientConfig, PoolConfig, ServerConfig, Windows};
+use aquifer_proto::{type_url, xds};
+use aquifer_runtime::cancel::{Drained, shutdown};
+use aquifer_runtime::http::Server;
+use aquifer_runtime::metrics::Registry;
+use aquifer_runtime::readiness::Readiness;
+use aquifer_runtime::signals::Signals;
+use aquifer_runtime::telemetry::LogLevel;
+use aquifer_runtime::{Cancel, Tracker};
+use aquifer_tls::ca_client::Source;
+use aquifer_tls::{CaConfig, CertManager, IstioCaClient};
+use aquifer_xds::client::driver as xds_driver;
+use aquifer_xds::client::metrics::ClientMetrics;
+use aquifer_xds::client::session::Watch;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::admin;
+use crate::certs::Identities;
+use crate::config::{self, Config, RootCert, Token};
+use crate::inpod::driver::{Manager, PodView, Proxies};
+use crate::inpod::netns::Netns;
+use crate::inpod::state::Pod;
+use crate::inpod::zds::PodUid;
+use crate::mesh::{Change, MeshSink};
+use crate::metrics::{InpodMetrics, ProxyMetrics, register_build};
+use crate::proxy::pod::Shared;
+use crate::proxy::worker::Workers;
+
+/// Runs the proxy until it is told to end.
+pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
+    // First of all: a signal that comes while we start isn't lost.
+    let mut signals = Signals::new()?;
+    let quit = Arc::new(Notify::new());
+    for setting in &config.without_effect {
+        tracing::warn!(setting, "this setting has no effect in this version");
+    }
+    let config = Arc::new(config);
+    let readiness = Readiness::new();
+    let mut registry = Registry::default();
+
+    // Two trees: what carries data ends first, what informs it ends last.
+    let (data, control) = (Cancel::new(), Cancel::new());
+    let (data_tasks, control_tasks) = (Tracker::new(), Tracker::new());
+    data_tasks.register(&mut registry);
+    control_tasks.register(registry.sub_registry_with_prefix("control"));
+
+    let certs = CertManager::new();
+    let identities = Identities::new(&config.node.name, certs.clone());
+    let (writer, state) = store::store();
+    let (published, published_rx) = watch::channel(0);
+    let (changes, changes_rx) = mpsc::unbounded_channel();
+    let sink = MeshSink::new(writer, identities.clone(), published, changes);
+
+    let metrics = Arc::new(ProxyMetrics::default());
+    metrics.register(&mut registry);
+    let inpod_metrics = InpodMetrics::default();
+    inpod_metrics.register(&mut registry);
+    aquifer_runtime::process::register(&mut registry);
+    register_build(&mut registry, config.node.istio_version.as_deref().unwrap_or("unknown"), config.workers);
+    let xds_metrics = ClientMetrics::register(&mut registry);
+
+    let shared = Arc::new(Shared {
+        config: config.proxy.clone(),
+        state: state.clone(),
+        published: published_rx,
+        certs: certs.clone(),
+        tracker: data_tasks.clone(),
+        server: server_config(&config.proxy),
+        pool: pool_config(&config.proxy),
+    });
+    let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
+    judge_again(changes_rx, workers.clone(), &control_tasks);
+
+    let pods = PodView::default();
+    let pages = admin::Pages {
+        state: state.clone(),
+        pods: pods.clone(),
+        workers: workers.clone(),
+        certs: certs.clone(),
+        config: config.clone(),
+    };
+    let admin = localhost("admin", config.ports.admin).await?;
+    let stats = wildcard("stats", &config.ports, config.ports.stats).await?;
+    let health = wildcard("readiness", &config.ports, config.ports.readiness).await?;
+    admin::routes(pages, level, quit.clone()).serve(admin, &control_tasks, control.clone());
+    aquifer_runtime::metrics::serve(stats, Arc::new(registry), &control_tasks, control.clone());
+    health.serve(readiness.handler(), &control_tasks, control.clone());
+
+    match ca_config(&config) {
+        Some(ca) => {
+            let (certs, cancel) = (certs.clone(), control.clone());
+            control_tasks.spawn("certificates", async move { certs.run(IstioCaClient::new(ca), cancel).await });
+        }
+        None => tracing::warn!("CA_ADDRESS is empty: there will be no certificates, and no HBONE"),
+    }
+
+    let synced = Arc::new(Notify::new());
+    let block = readiness.register("state manager");
+    let (xds, cancel, on_synced) = (xds_config(&config), control.clone(), synced.clone());
+    control_tasks.spawn("xds", async move {
+        let tell = move || {
+            tracing::info!("the mesh is known");
+            drop(block);
+            on_synced.notify_one();
+        };
+        xds_driver::run(xds, sink, xds_metrics, tell, cancel).await;
+    });
+
+    let proxies = WorkerProxies { workers: workers.clone(), identities: identities.clone(), state: state.clone() };
+    let manager = Manager::new(proxies, inpod_metrics, pods, &readiness);
+    if let Some(own) = &config.node.own {
+        serve_own_pod(&workers, &identities, own, &state);
+    }
+    let agent = Cancel::new();
+    let (path, cancel) = (config.inpod_uds.clone(), agent.clone());
+    control_tasks.spawn("node-agent", async move {
+        tokio::select! {
+            biased;
+            () = cancel.drained() => return,
+            () = synced.notified() => {}
+        }
+        manager.run(&path, &cancel).await;
+    });
+
+    let why = tokio::select! {
+        signal = signals.next() => signal?,
+        () = quit.notified() => "/quitquitquit",
+    };
+    tracing::info!(why, deadline = ?config.termination_deadline, "draining");
+    let _leaving = readiness.register("draining");
+    agent.drain();
+    let drained = tokio::select! {
+        drained = shutdown(&data, &data_tasks, config.termination_deadline) => Some(drained),
+        // A second signal doesn't wait any longer.
+        _ = signals.next() => None,
+    };
+    match drained {
+        Some(Drained::InTime) => tracing::info!("all connections have ended"),
+        Some(Drained::Forced(tasks)) => tracing::warn!(tasks, "the deadline passed, the rest was cut"),
+        None => tracing::warn!("told twice: the rest is cut"),
+    }
+    data.force();
+    shutdown(&control, &control_tasks, std::time::Duration::from_millis(500)).await;
+    Ok(())
+}
+
+/// The workers as the node agent's manager sees them.
+struct WorkerProxies {
+    workers: Workers,
+    identities: Identities,
+    state: store::Reader,
+}
+
+impl Proxies for WorkerProxies {
+    fn start(&self, pod: &Pod<Netns>) -> Result<(), String> {
+        self.workers.add(&pod.uid, &pod.info, &pod.netns).map_err(|e| e.to_string())?;
+        self.identities.add(&pod.uid, &pod.info, &self.state.load());
+        Ok(())
+    }
+
+    async fn stop(&self, uid: &PodUid) {
+        self.workers.remove(uid).await;
+        self.identities.remove(uid, &self.state.load());
+    }
+}
+
+/// So that our own metrics can be scraped over mTLS. Nothing else depends on it.
+fn serve_own_pod(
+    workers: &Workers,
+    identities: &Identities,
+    own: &crate::inpod::zds::WorkloadInfo,
+    state: &store::Reader,
+) {
+    match workers.add_own(own) {
+        Ok(uid) => identities.add(&uid, own, &state.load()),
+        Err(error) => tracing::warn!(%error, "no HBONE for our own pod"),
+    }
+}
+
+/// Judges connections again after each publication; several that wait are one.
+fn judge_again(mut changes: mpsc::UnboundedReceiver<Change>, workers: Workers, tasks: &Tracker) {
+    tasks.spawn("judge-again", async move {
+        while let Some(mut change) = changes.recv().await {
+            while let Ok(next) = changes.try_recv() {
+                change.policies |= next.policies;
+            }
+            let cut = workers.mesh_changed(change.policies).await;
+            if cut > 0 {
+                tracing::info!(connections = cut, "cut by a change of policy");
+            }
+        }
+    });
+}
+
+async fn localhost(name: &'static str, port: u16) -> io::Result<Server> {
+    Server::bind(name, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
+}
+
+async fn wildcard(name: &'static str, ports: &config::Ports, port: u16) -> io::Result<Server> {
+    let address = ports.wildcard(port);
+    match Server::bind(name, address).await {
+        // A kernel without IPv6.
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED && !has_ipv6() => {
+            Server::bind(name, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await
+        }
+        bound => bound,
+    }
+}
+
+fn has_ipv6() -> bool {
+    socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).is_ok()
+}
+
+fn windows(config: &config::Proxy) -> Windows {
+    let default = Windows::default();
+    Windows {
+        stream: config.stream_window.unwrap_or(default.stream),
+        connection: config.connection_window.unwrap_or(default.connection),
+        frame: config.frame_size,
+        ..default
+    }
+}
+
+fn server_config(config: &config::Proxy) -> ServerConfig {
+    ServerConfig { windows: windows(config), ..ServerConfig::default() }
+}
+
+fn pool_config(config: &config::Proxy) -> PoolConfig {
+    PoolConfig {
+        max_streams: config.pool_max_streams,
+        idle_timeout: config.pool_idle,
+        client: ClientConfig { windows: windows(config), ..ClientConfig::default() },
+        ..PoolConfig::default()
+    }
+}
+
+fn ca_config(config: &Config) -> Option<CaConfig> {
+    let ca = config.ca.as_ref()?;
+    Some(CaConfig {
+        address: ca.address.clone(),
+        root: match &ca.root {
+            RootCert::File(path) => Source::Path(path.clone()),
+            RootCert::Pem(pem) => Source::Inline(pem.clone()),
+        },
+        alt_hostname: ca.alt_hostname.clone(),
+        token: match &ca.token {
+            Token::File(path) => Some(Source::Path(path.clone())),
+            Token::Literal(token) => Some(Source::Inline(token.clone())),
+            Token::None => None,
+        },
+        cluster_id: config.node.cluster_id.clone(),
+        headers: ca.headers.clone().into_iter().collect(),
+        ttl: ca.ttl,
+        impersonate: true,
+        timeout: std::time::Duration::from_secs(10),
+    })
+}
+
+fn xds_config(config: &Config) -> xds_driver::ClientConfig {
+    let xds = &config.xds;
+    xds_driver::ClientConfig {
+        address: xds.address.clone(),
+        alt_hostname: xds.alt_hostname.clone(),
+        root_ca: match &xds.root {
+            RootCert::File(path) => xds_driver::RootCa::File(path.clone()),
+            RootCert::Pem(pem) => xds_driver::RootCa::Pem(pem.clone()),
+        },
+        token: match &xds.token {
+            Token::File(path) => Some(xds_driver::Token::File(path.clone())),
+            Token::Literal(token) => Some(xds_driver::Token::Literal(token.clone())),
+            Token::None => None,
+        },
+        cluster_id: config.node.cluster_id.clone(),
+        headers: xds.headers.clone().into_iter().collect(),
+        node: node(&config.node),
+        watches: vec![Watch::wildcard(type_url::ADDRESS), Watch::wildcard(type_url::AUTHORIZATION)],
+    }
+}
+
+/// Who we are, in the form that the control plane takes apart: `ztunnel~<ip>~<pod>.<namespace>~<domain>`.
+fn node(node: &config::Node) -> xds::Node {
+    let ip = node.instance_ip.unwrap_or(Ipv4Addr::new(1, 1, 1, 1).into());
+    let (pod, namespace) = (&node.pod_name, &node.pod_namespace);
+    let mut metadata = node.metadata.clone();
+    let own = [
+        ("NAME", pod.clone()),
+        ("NAMESPACE", namespace.clone()),
+        ("INSTANCE_IPS", ip.to_string()),
+        ("NODE_NAME", node.name.clone()),
+        ("CLUSTER_ID", node.cluster_id.clone()),
+    ];
+    metadata.extend(own.map(|(key, text)| (key.to_owned(), text.into())));
+    xds::Node {
+        id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
+        metadata: Some(prost_types::Struct {
+            fields: metadata.iter().map(|(k, v)| (k.clone(), protobuf(v))).collect(),
+        }),
+        ..xds::Node::default()
+    }
+}
+
+fn protobuf(value: &serde_json::Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(b) => Kind::BoolValue(*b),
+        serde_json::Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        serde_json::Value::String(s) => Kind::StringValue(s.clone()),
+        serde_json::Value::Array(list) => {
+            Kind::ListValue(prost_types::ListValue { values: list.iter().map(protobuf).collect() })
+        }
+        serde_json::Value::Object(map) => Kind::StructValue(prost_types::Struct {
+            fields: map.iter().map(|(k, v)| (k.clone(), protobuf(v))).collect(),
+        }),
+    };
+    prost_types::Value { kind: Some(kind) }
+}

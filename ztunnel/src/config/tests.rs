@@ -1,0 +1,227 @@
+use aquifer_runtime::env::MapEnv;
+
+use super::*;
+
+fn around() -> Surroundings {
+    Surroundings { mesh_file: None, cpus: 16, file_exists: |_| false }
+}
+
+fn read(vars: &[(&str, &str)]) -> Config {
+    try_read(vars, &around()).unwrap()
+}
+
+fn try_read(vars: &[(&str, &str)], around: &Surroundings) -> Result<Config, ConfigErrors> {
+    let env: MapEnv = [("NODE_NAME", "node1")].iter().chain(vars).copied().collect();
+    Config::read(&env, around)
+}
+
+#[test]
+fn defaults_are_istios() {
+    let config = read(&[]);
+    assert_eq!(config.xds.address, "https://localhost:15012");
+    assert_eq!(config.xds.root, RootCert::File(DEFAULT_ROOT.into()));
+    assert_eq!(config.xds.token, Token::None);
+    let ca = config.ca.unwrap();
+    assert_eq!((ca.address.as_str(), ca.ttl), ("https://localhost:15012", Duration::from_secs(86400)));
+    assert_eq!(config.inpod_uds.to_str(), Some("/var/run/ztunnel/ztunnel.sock"));
+    assert_eq!((config.ports.admin, config.ports.stats, config.ports.readiness), (15000, 15020, 15021));
+    assert_eq!(config.node.cluster_id, "Kubernetes");
+    assert_eq!(config.node.trust_domain, "cluster.local");
+    assert_eq!(config.proxy.tcp.mark, Some(1337));
+    assert_eq!(
+        config.proxy.tcp.keepalive,
+        Some(Keepalive { time: Duration::from_secs(180), interval: Duration::from_secs(180), retries: 9 })
+    );
+    assert_eq!(config.proxy.original_source, OriginalSource::Auto);
+    assert!(config.proxy.reuse_port && config.proxy.ipv6 && config.proxy.response_baggage);
+    assert_eq!(config.proxy.pool_max_streams, 100);
+    assert_eq!(config.proxy.pool_idle, Duration::from_secs(300));
+    assert_eq!(config.termination_deadline, Duration::from_secs(5));
+    assert_eq!(config.without_effect, [""; 0]);
+}
+
+#[test]
+fn all_errors_come_at_once() {
+    let env: MapEnv = [
+        ("KEEPALIVE_TIME", "soon"),
+        ("KEEPALIVE_RETRIES", "-1"),
+        ("IPV6_ENABLED", "maybe"),
+        ("SECRET_TTL", "0"),
+        ("XDS_ADDRESS", "http://istiod"),
+        ("CA_ADDRESS", "https://"),
+        ("ISTIO_METAJSON_X", "{"),
+        ("INSTANCE_IP", "here"),
+        ("ZTUNNEL_WORKER_THREADS", "some"),
+        ("XDS_HEADER_a b", "x"),
+        ("PROXY_CONFIG", "concurrency: many"),
+        ("LOG_FORMAT", "xml"),
+        ("XDS_ROOT_CA", "SYSTEM"),
+        ("ENABLE_ORIG_SRC", "perhaps"),
+    ]
+    .into_iter()
+    .collect();
+    let errors = Config::read(&env, &around()).unwrap_err();
+    let mut keys: Vec<&str> = errors.0.iter().map(|e| e.key.as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "CA_ADDRESS",
+            "ENABLE_ORIG_SRC",
+            "INSTANCE_IP",
+            "IPV6_ENABLED",
+            "ISTIO_METAJSON_X",
+            "KEEPALIVE_RETRIES",
+            "KEEPALIVE_TIME",
+            "LOG_FORMAT",
+            "NODE_NAME",
+            "PROXY_CONFIG",
+            "SECRET_TTL",
+            "XDS_ADDRESS",
+            "XDS_HEADER_a b",
+            "XDS_ROOT_CA",
+            "ZTUNNEL_WORKER_THREADS",
+        ]
+    );
+}
+
+#[test]
+fn addresses() {
+    let table: &[(&[(&str, &str)], &str, Option<&str>)] = &[
+        (&[], "https://localhost:15012", Some("https://localhost:15012")),
+        (
+            &[("KUBERNETES_SERVICE_HOST", "10.0.0.1")],
+            "https://istiod.istio-system.svc:15012",
+            Some("https://istiod.istio-system.svc:15012"),
+        ),
+        (
+            &[("PROXY_CONFIG", "discoveryAddress: istiod.other:15012")],
+            "https://istiod.other:15012",
+            Some("https://istiod.other:15012"),
+        ),
+        (
+            &[("PROXY_CONFIG", "discoveryAddress: a:1"), ("XDS_ADDRESS", "b:2"), ("CA_ADDRESS", "c:3")],
+            "https://b:2",
+            Some("https://c:3"),
+        ),
+        (&[("CA_ADDRESS", "")], "https://localhost:15012", None),
+        (&[("CA_ADDRESS", "http://127.0.0.1:15010")], "https://localhost:15012", Some("http://127.0.0.1:15010")),
+    ];
+    for (vars, xds, ca) in table {
+        let config = read(vars);
+        assert_eq!(config.xds.address, *xds, "{vars:?}");
+        assert_eq!(config.ca.as_ref().map(|ca| ca.address.as_str()), *ca, "{vars:?}");
+    }
+}
+
+#[test]
+fn threads() {
+    let table: &[(&[(&str, &str)], usize)] = &[
+        (&[], 4),
+        (&[("ZTUNNEL_WORKER_THREADS", "1")], 1),
+        (&[("ZTUNNEL_WORKER_THREADS", "50%")], 8),
+        (&[("ZTUNNEL_WORKER_THREADS", "1%")], 1),
+        (&[("ZTUNNEL_CPU_LIMIT", "2")], 2),
+        (&[("ZTUNNEL_RESOURCE_CPU_LIMIT", "32")], 8),
+        (&[("ZTUNNEL_CPU_LIMIT", "4"), ("ZTUNNEL_RESOURCE_CPU_LIMIT", "32")], 2),
+        (&[("ZTUNNEL_RESOURCE_CPU_REQUEST", "6")], 6),
+        (&[("ZTUNNEL_RESOURCE_CPU_REQUEST", "2500m")], 4),
+        (&[("PROXY_CONFIG", "concurrency: 3")], 3),
+        (&[("PROXY_CONFIG", "concurrency: 0")], 4),
+        (&[("PROXY_CONFIG", "concurrency: 3"), ("ZTUNNEL_WORKER_THREADS", "5")], 5),
+    ];
+    for (vars, expect) in table {
+        assert_eq!(read(vars).workers, *expect, "{vars:?}");
+    }
+    let two_cpus = Surroundings { cpus: 2, ..around() };
+    assert_eq!(try_read(&[], &two_cpus).unwrap().workers, 2);
+}
+
+#[test]
+fn deadlines() {
+    let table: &[(&[(&str, &str)], u64)] = &[
+        (&[], 5),
+        (&[("TERMINATION_GRACE_PERIOD_SECONDS", "30")], 25),
+        (&[("TERMINATION_GRACE_PERIOD_SECONDS", "10")], 9),
+        (&[("TERMINATION_GRACE_PERIOD_SECONDS", "1")], 1),
+        (&[("TERMINATION_GRACE_PERIOD_SECONDS", "0")], 1),
+        (&[("TERMINATION_GRACE_PERIOD_SECONDS", "30"), ("CONNECTION_TERMINATION_DEADLINE", "2m")], 120),
+    ];
+    for (vars, seconds) in table {
+        assert_eq!(read(vars).termination_deadline, Duration::from_secs(*seconds), "{vars:?}");
+    }
+}
+
+#[test]
+fn token_and_roots() {
+    let present = Surroundings { file_exists: |_| true, ..around() };
+    assert_eq!(try_read(&[], &present).unwrap().xds.token, Token::File(DEFAULT_TOKEN.into()));
+    let table = [
+        ("/var/run/token", Token::File("/var/run/token".into())),
+        ("eyJh.bGci.Oi", Token::Literal("eyJh.bGci.Oi".into())),
+        ("", Token::None),
+    ];
+    for (text, expect) in table {
+        assert_eq!(read(&[("AUTH_TOKEN", text)]).xds.token, expect);
+    }
+    let pem = "-----BEGIN CERTIFICATE-----\n";
+    let table = [(pem, RootCert::Pem(pem.into())), ("/a/b.pem", RootCert::File("/a/b.pem".into()))];
+    for (text, expect) in table {
+        assert_eq!(read(&[("XDS_ROOT_CA", text)]).xds.root, expect);
+    }
+}
+
+#[test]
+fn metadata_and_own_pod() {
+    let config = read(&[
+        ("ISTIO_META_CLUSTER_ID", "west"),
+        ("CLUSTER_ID", "east"),
+        ("ISTIO_META_ISTIO_VERSION", "1.2.3"),
+        ("ISTIO_METAJSON_LABELS", r#"{"a":"b"}"#),
+        ("PROXY_CONFIG", "proxyMetadata: {ISTIO_META_ENABLE_HBONE: 'true', OTHER: x}"),
+        ("POD_NAME", "ztunnel-x"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("SERVICE_ACCOUNT", "ztunnel"),
+        ("TRUST_DOMAIN", "td"),
+        ("XDS_HEADER_X-Team", "mesh"),
+    ]);
+    assert_eq!(config.node.cluster_id, "west");
+    assert_eq!(config.node.istio_version.as_deref(), Some("1.2.3"));
+    assert_eq!(config.node.identity().unwrap().to_string(), "spiffe://td/ns/istio-system/sa/ztunnel");
+    let metadata = serde_json::to_value(&config.node.metadata).unwrap();
+    let expect = serde_json::json!({
+        "CLUSTER_ID": "west", "ISTIO_VERSION": "1.2.3", "LABELS": {"a": "b"}, "ENABLE_HBONE": "true", "OTHER": "x"
+    });
+    assert_eq!(metadata, expect);
+    assert_eq!(config.xds.headers.get("x-team").map(String::as_str), Some("mesh"));
+}
+
+#[test]
+fn the_mesh_file_gives_way_to_proxy_config() {
+    let around = Surroundings {
+        mesh_file: Some(
+            "defaultConfig:\n  discoveryAddress: mesh:1\n  statsPort: 15999\n  proxyMetadata: {A: mesh, B: mesh}\n"
+                .into(),
+        ),
+        ..around()
+    };
+    let config =
+        try_read(&[("PROXY_CONFIG", "{discoveryAddress: 'own:2', proxyMetadata: {A: own}}")], &around).unwrap();
+    assert_eq!(config.xds.address, "https://own:2");
+    assert_eq!(config.ports.stats, 15999);
+    assert_eq!(config.node.metadata["A"], "own");
+    assert_eq!(config.node.metadata["B"], "mesh");
+    let broken = Surroundings { mesh_file: Some("defaultConfig: [".into()), ..around };
+    assert_eq!(try_read(&[], &broken).unwrap_err().0[0].key, MESH_FILE);
+}
+
+#[test]
+fn settings_without_effect_are_named_only_when_they_ask_for_something_else() {
+    let config = read(&[
+        ("PROXY_MODE", "dedicated"),
+        ("XDS_ON_DEMAND", "false"),
+        ("ISTIO_META_DNS_CAPTURE", "true"),
+        ("CRL_PATH", ""),
+    ]);
+    assert_eq!(config.without_effect, ["PROXY_MODE", "ISTIO_META_DNS_CAPTURE"]);
+}

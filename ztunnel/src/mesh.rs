@@ -1,0 +1,102 @@
+//! What the control plane sends, applied to the mesh state: one response, one publication.
+
+use aquifer_core::from_proto;
+use aquifer_core::state::{MeshState, Update};
+use aquifer_core::store::Writer;
+use aquifer_proto::{security, type_url, workload};
+use aquifer_xds::client::{Rejected, ResourceSink, ResourceUpdate};
+use prost::Message;
+use tokio::sync::{mpsc, watch};
+
+use crate::certs::Identities;
+
+/// What kind of change was published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Policies among it.
+    pub policies: bool,
+}
+
+/// Takes resources in. The only writer of the mesh state.
+pub struct MeshSink {
+    writer: Writer,
+    identities: Identities,
+    published: watch::Sender<u64>,
+    changes: mpsc::UnboundedSender<Change>,
+}
+
+impl MeshSink {
+    /// `published` ticks after each publication; `changes` is told what changed, for judging connections again.
+    #[must_use]
+    pub fn new(
+        writer: Writer,
+        identities: Identities,
+        published: watch::Sender<u64>,
+        changes: mpsc::UnboundedSender<Change>,
+    ) -> Self {
+        Self { writer, identities, published, changes }
+    }
+
+    /// Applies changes and publishes them at once.
+    pub fn publish(&mut self, updates: Vec<Update>) {
+        if updates.is_empty() {
+            return;
+        }
+        let policies = updates.iter().any(|u| matches!(u, Update::Policy(_) | Update::RemovePolicy(_)));
+        let identities = &self.identities;
+        self.writer.update(|state: &mut MeshState| {
+            for update in updates {
+                state.apply(update);
+            }
+            // Before anybody can read the new state, and want a certificate by it.
+            identities.follow(state);
+        });
+        self.published.send_modify(|n| *n += 1);
+        // Nobody listens any more only while the process ends.
+        let _ = self.changes.send(Change { policies });
+    }
+}
+
+impl ResourceSink for MeshSink {
+    fn apply(&mut self, type_url: &str, updates: Vec<ResourceUpdate>) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut accepted = Vec::with_capacity(updates.len());
+        for update in updates {
+            match convert(type_url, update) {
+                Ok(update) => accepted.push(update),
+                Err(refused) => rejected.push(refused),
+            }
+        }
+        self.publish(accepted);
+        rejected
+    }
+}
+
+fn convert(type_url: &str, update: ResourceUpdate) -> Result<Update, Rejected> {
+    let (name, body) = match update {
+        ResourceUpdate::Upsert { name, body, .. } => (name, Some(body)),
+        ResourceUpdate::Remove { name } => (name, None),
+    };
+    let refuse = |error: &dyn std::fmt::Display| Rejected { name: name.clone(), error: error.to_string() };
+    match (type_url, body) {
+        (type_url::ADDRESS, Some(body)) => {
+            let message = workload::Address::decode(body).map_err(|e| refuse(&e))?;
+            let address = from_proto::address(&message).map_err(|e| refuse(&e))?;
+            Ok(match address {
+                from_proto::Address::Workload(workload) => Update::Workload(workload),
+                from_proto::Address::Service(service) => Update::Service(service),
+            })
+        }
+        (type_url::ADDRESS, None) => Ok(Update::RemoveAddress(name.into())),
+        (type_url::AUTHORIZATION, Some(body)) => {
+            let message = security::Authorization::decode(body).map_err(|e| refuse(&e))?;
+            let policy = from_proto::authorization(&message).map_err(|e| refuse(&e))?;
+            Ok(Update::Policy(policy.into()))
+        }
+        (type_url::AUTHORIZATION, None) => Ok(Update::RemovePolicy(name.into())),
+        (other, _) => Err(refuse(&format_args!("unknown type {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! The connections of one worker: registered before they are authorized, judged again whenever the mesh changes.
+//!
+//! The order closes a race. A connection that is judged by an old policy while a new one arrives is in the table when
+//! the change is worked through, and gets cut; judged first and registered later, it would slip through.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use aquifer_core::authz::{self, Connection};
+use aquifer_core::reason::Reason;
+use aquifer_core::state::MeshState;
+use aquifer_core::workload::Workload;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::inpod::zds::PodUid;
+use crate::proxy::verdict;
+use crate::records::{Failure, Traffic};
+
+/// One worker's connections. Clones are the same table.
+#[derive(Clone, Debug, Default)]
+pub struct ConnTable {
+    inner: Rc<RefCell<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    entries: BTreeMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    pod: PodUid,
+    view: View,
+    /// What an inbound connection is judged by. The outbound side judges nothing.
+    judged: Option<Connection>,
+    cut: Rc<Cut>,
+    traffic: Option<Rc<Traffic>>,
+}
+
+#[derive(Debug, Default)]
+struct Cut {
+    failure: RefCell<Option<Failure>>,
+    wake: Notify,
+}
+
+/// A connection as `/config_dump` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    /// The client.
+    pub src: SocketAddr,
+    /// Where the client wanted to go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_dst: Option<String>,
+    /// Where the bytes go.
+    pub actual_dst: SocketAddr,
+    /// `HBONE` or `TCP`.
+    pub protocol: &'static str,
+}
+
+/// A pod's connections as `/config_dump` shows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Connections {
+    /// From others to the pod.
+    pub inbound: Vec<View>,
+    /// From the pod.
+    pub outbound: Vec<View>,
+}
+
+impl ConnTable {
+    /// Registers an outbound connection: it is listed, not judged.
+    #[must_use]
+    pub fn open_outbound(&self, pod: &PodUid, view: View) -> Guard {
+        self.open(pod, view, None)
+    }
+
+    /// Registers an inbound connection, before it is judged by [`Guard::authorize`].
+    #[must_use]
+    pub fn open_inbound(&self, pod: &PodUid, view: View, judged: Connection) -> Guard {
+        self.open(pod, view, Some(judged))
+    }
+
+    fn open(&self, pod: &PodUid, view: View, judged: Option<Connection>) -> Guard {
+        let mut inner = self.inner.borrow_mut();
+        let id = inner.next;
+        inner.next += 1;
+        let cut = Rc::new(Cut::default());
+        inner.entries.insert(id, Entry { pod: pod.clone(), view, judged, cut: cut.clone(), traffic: None });
+        Guard { table: self.clone(), id, cut }
+    }
+
+    /// Judges all inbound connections by a new state and cuts those that it doesn't allow. Returns how many.
+    ///
+    /// `policies_changed`: judge all; otherwise only those whose own workload changed.
+    pub fn reauthorize(&self, state: &MeshState, policies_changed: bool) -> usize {
+        let mut cuts = 0;
+        for entry in self.inner.borrow_mut().entries.values_mut() {
+            let Some(judged) = &mut entry.judged else { continue };
+            let current = state.workload_by_uid(&judged.destination.uid);
+            let workload_changed = match &current {
+                Some(current) => {
+                    !Arc::ptr_eq(current, &judged.destination) && judges_differ(current, &judged.destination)
+                }
+                // A workload that is gone is being deleted: the node agent says when its connections end.
+                None => false,
+            };
+            if let Some(current) = current {
+                judged.destination = current.clone();
+            }
+            if !(policies_changed || workload_changed) {
+                continue;
+            }
+            let verdict = authz::authorize(state, judged);
+            if let Err(denied) = verdict::check(state, &judged.destination, &verdict) {
+                let message = "connection closed due to policy change";
+                let failure = Failure { reason: Reason::PolicyChanged, message: message.to_owned(), ..denied };
+                cuts += usize::from(entry.cut.cut(failure));
+            }
+        }
+        cuts
+    }
+
+    /// Open connections.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.borrow().entries.len()
+    }
+
+    /// Is there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds what the connections have carried to the metrics.
+    pub fn flush_traffic(&self) {
+        for traffic in self.inner.borrow().entries.values().filter_map(|e| e.traffic.as_ref()) {
+            traffic.flush();
+        }
+    }
+
+    /// All connections by pod.
+    #[must_use]
+    pub fn dump(&self) -> BTreeMap<PodUid, Connections> {
+        let mut pods: BTreeMap<PodUid, Connections> = BTreeMap::new();
+        for entry in self.inner.borrow().entries.values() {
+            let pod = pods.entry(entry.pod.clone()).or_default();
+            let list = if entry.judged.is_some() { &mut pod.inbound } else { &mut pod.outbound };
+            list.push(entry.view.clone());
+        }
+        pods
+    }
+}
+
+/// Only what policies look at: a changed health or capacity cuts nobody.
+fn judges_differ(a: &Workload, b: &Workload) -> bool {
+    a.authorization_policies != b.authorization_policies || a.namespace != b.namespace
+}
+
+impl Cut {
+    fn cut(&self, failure: Failure) -> bool {
+        let mut held = self.failure.borrow_mut();
+        if held.is_some() {
+            return false;
+        }
+        *held = Some(failure);
+        self.wake.notify_one();
+        true
+    }
+}
+
+/// A registered connection; it leaves the table when this is dropped.
+#[derive(Debug)]
+pub struct Guard {
+    table: ConnTable,
+    id: u64,
+    cut: Rc<Cut>,
+}
+
+impl Guard {
+    /// Judges the connection by `state`.
+    pub fn authorize(&self, state: &MeshState, info_logging: bool) -> Result<(), Failure> {
+        let inner = self.table.inner.borrow();
+        let Some(judged) = inner.entries.get(&self.id).and_then(|e| e.judged.as_ref()) else { return Ok(()) };
+        let verdict = authz::authorize(state, judged);
+        verdict::log(judged, &verdict, info_logging);
+        verdict::check(state, &judged.destination, &verdict)
+    }
+
+    /// Has its traffic show in the metrics while it runs.
+    pub fn count(&self, traffic: Rc<Traffic>) {
+        if let Some(entry) = self.table.inner.borrow_mut().entries.get_mut(&self.id) {
+            entry.traffic = Some(traffic);
+        }
+    }
+
+    /// Ends when the connection has to be cut, and says why. For one waiter.
+    pub async fn cut(&self) -> Failure {
+        loop {
+            if let Some(failure) = self.cut.failure.borrow().clone() {
+                return failure;
+            }
+            self.cut.wake.notified().await;
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.table.inner.borrow_mut().entries.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests;

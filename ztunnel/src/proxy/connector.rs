@@ -1,0 +1,146 @@
+//! How the pool reaches a peer: TCP from inside the pod's namespace, then TLS as the pod.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use aquifer_core::identity::Identity;
+use aquifer_core::reason::Reason;
+use aquifer_hbone::{ConnectError, PoolError};
+use aquifer_tls::CertError;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::pod::Shared;
+use crate::inpod::netns::Netns;
+use crate::records::Failure;
+use crate::socket;
+
+/// Whose connections may be shared. The pool itself belongs to one pod, so the source address is implied.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// As whom we connect.
+    pub source: Identity,
+    /// With which certificate: a new one means new connections, the old ones go idle.
+    pub generation: u64,
+    /// Who may answer, sorted.
+    pub expect: Arc<[Identity]>,
+    /// Where.
+    pub destination: SocketAddr,
+}
+
+/// Dials peers of one pod.
+pub struct Connector {
+    shared: Arc<Shared>,
+    netns: Netns,
+}
+
+/// Why a peer wasn't reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// TCP.
+    #[error("io error: {0}")]
+    Tcp(#[source] io::Error),
+    /// No certificate to show.
+    #[error("identity error: {0}")]
+    Identity(#[from] CertError),
+    /// TLS, or the peer is somebody else.
+    #[error("tls handshake error: {0}")]
+    Tls(#[source] io::Error),
+}
+
+impl Connector {
+    /// Dials from `netns`.
+    pub fn new(shared: Arc<Shared>, netns: Netns) -> Self {
+        Self { shared, netns }
+    }
+}
+
+impl aquifer_hbone::Connect<PoolKey> for Connector {
+    type Io = TlsStream<TcpStream>;
+    type Error = DialError;
+
+    async fn connect(&self, key: &PoolKey) -> Result<Self::Io, DialError> {
+        let configs = self.shared.certs.get(&key.source).await?;
+        let tcp = dial(&self.shared, &self.netns, key.destination, None).await.map_err(|e| DialError::Tcp(e.error))?;
+        let connector = TlsConnector::from(configs.client_config(&key.expect));
+        // An address: no SNI is sent, and names play no part in the verification of SPIFFE identities.
+        let name = ServerName::IpAddress(key.destination.ip().into());
+        connector.connect(name, tcp).await.map_err(DialError::Tls)
+    }
+}
+
+/// A TCP connect that failed.
+#[derive(Debug)]
+pub struct DialFailed {
+    /// What the kernel said.
+    pub error: io::Error,
+    /// The same for machines.
+    pub reason: Reason,
+}
+
+/// Connects from inside a pod's namespace, with `source` as the sender's address if it may.
+pub async fn dial(
+    shared: &Shared,
+    netns: &Netns,
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+) -> Result<TcpStream, DialFailed> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let made = netns.run(|| socket::upstream(destination, source, &shared.config.tcp)).flatten();
+        let (socket, unspoofed) = made.map_err(|error| DialFailed { error, reason: Reason::ConnectFailed })?;
+        if let Some(error) = unspoofed {
+            if shared.config.original_source == socket::OriginalSource::Required {
+                return Err(DialFailed { error, reason: Reason::ConnectFailed });
+            }
+            tracing::warn!(%destination, %error, "connecting without the client's own address");
+        }
+        let error = match tokio::time::timeout(shared.config.connect_timeout, socket.connect(destination)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::from_raw_os_error(libc::ETIMEDOUT),
+        };
+        let reason = match error.raw_os_error() {
+            // Another socket may have taken the chosen port a moment before.
+            Some(libc::EADDRNOTAVAIL) if tries == 1 && source.is_some() => continue,
+            Some(libc::EADDRNOTAVAIL) => Reason::SourcePortExhausted,
+            Some(libc::ECONNREFUSED) => Reason::ConnectRefused,
+            Some(libc::ETIMEDOUT) => Reason::ConnectTimeout,
+            _ => Reason::ConnectFailed,
+        };
+        return Err(DialFailed { error, reason });
+    }
+}
+
+/// Why the pool gave no stream.
+pub fn pool_failure(error: &PoolError<DialError>) -> Failure {
+    const BLOCKED: &str = "maybe a NetworkPolicy is blocking HBONE port 15008";
+    let (reason, message) = match error {
+        PoolError::Connect(dial) => match &**dial {
+            DialError::Tcp(e) => match e.raw_os_error() {
+                Some(libc::ETIMEDOUT) => (Reason::HboneTimeout, format!("connection timed out, {BLOCKED}: {e}")),
+                Some(libc::ECONNREFUSED) => (Reason::HboneRefused, dial.to_string()),
+                _ => (Reason::ConnectFailed, dial.to_string()),
+            },
+            DialError::Identity(e) => (e.reason(), dial.to_string()),
+            DialError::Tls(e) => (aquifer_tls::reason_of(e), dial.to_string()),
+        },
+        PoolError::ConnectTimeout(_) => (Reason::HboneTimeout, format!("connection timed out, {BLOCKED}")),
+        PoolError::Handshake(e) => (Reason::H2Failed, format!("http2 handshake failed: {e}")),
+        PoolError::Stream(ConnectError::Status { status, .. }) => {
+            let denied = *status == http::StatusCode::UNAUTHORIZED;
+            let reason = if denied { Reason::PeerDenied } else { Reason::PeerRefused };
+            (reason, format!("http status: {status}"))
+        }
+        PoolError::Stream(ConnectError::InvalidRequest(e)) => (Reason::Internal, e.to_string()),
+        PoolError::Stream(e @ (ConnectError::Timeout(_) | ConnectError::Http2(_))) => {
+            (Reason::TunnelClosed, format!("http2 error: {e}"))
+        }
+        PoolError::Closed => (Reason::Shutdown, "connection closed due to connection drain".to_owned()),
+    };
+    Failure::new(reason, message)
+}

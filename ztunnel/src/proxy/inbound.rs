@@ -1,0 +1,253 @@
+//! Into a pod: HBONE on 15008.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_core::address::NetworkAddress;
+use aquifer_core::authz::Connection;
+use aquifer_core::hbone::{Authority, Baggage, Forwarded};
+use aquifer_core::identity::Identity;
+use aquifer_core::inbound::{InboundRoute, route};
+use aquifer_core::reason::Reason;
+use aquifer_core::service::Service;
+use aquifer_core::state::MeshState;
+use aquifer_core::workload::Workload;
+use aquifer_hbone::{ConnectRequest, TcpTransport};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::conn_table::{Guard, View};
+use super::connector::dial;
+use super::pod::Pod;
+use crate::metrics::{Parties, Reporter};
+use crate::records::{self, Failure, Opening, Record};
+use crate::socket;
+
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One mTLS connection, whose streams all have one peer.
+struct Tunnel {
+    pod: Rc<Pod>,
+    /// The client, or the waypoint.
+    peer: SocketAddr,
+    /// Our end: the pod's address.
+    local: SocketAddr,
+    identity: Identity,
+}
+
+/// Serves one connection: TLS, then a task per CONNECT.
+pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
+    let (Ok(peer), Ok(local)) = (tcp.peer_addr(), tcp.local_addr()) else { return };
+    let (peer, local) = (socket::canonical(peer), socket::canonical(local));
+    let handshaken = tokio::select! {
+        biased;
+        () = pod.cancel.forced() => return,
+        done = handshake(&pod, tcp) => done,
+    };
+    let (tls, identity) = match handshaken {
+        Ok(done) => done,
+        Err(failure) => {
+            return records::refused(pod.metrics.shared(), Reporter::Destination, peer, local, &failure);
+        }
+    };
+    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity });
+    let each = |request| stream(tunnel.clone(), request);
+    let shared = &pod.shared;
+    if let Err(error) = aquifer_hbone::serve(tls, &shared.server, each, pod.cancel.clone(), &shared.tracker).await {
+        if error.is_disconnect() {
+            tracing::debug!(%peer, %error, "tunnel lost");
+        } else {
+            let failure = Failure::new(Reason::H2Failed, format!("http2 error: {error}"));
+            records::refused(pod.metrics.shared(), Reporter::Destination, peer, local, &failure);
+        }
+    }
+}
+
+async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Identity), Failure> {
+    let (_, workload) = pod.workload().await?;
+    let configs = pod.shared.certs.get(&workload.identity()).await;
+    let configs = configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))?;
+    let accept = TlsAcceptor::from(configs.server.clone()).accept(tcp);
+    let tls = tokio::time::timeout(TLS_TIMEOUT, accept)
+        .await
+        .map_err(|_| Failure::new(Reason::TlsTimeout, "tls handshake timed out"))?
+        .map_err(|e| Failure::new(aquifer_tls::reason_of(&e), format!("tls handshake error: {e}")))?;
+    // The verifier demands one; to go on without would be to trust nobody in particular.
+    let identity = aquifer_tls::peer_identity(tls.get_ref().1)
+        .ok_or_else(|| Failure::new(Reason::PeerCertificateInvalid, "peer without a SPIFFE identity"))?;
+    Ok((tls, identity))
+}
+
+/// Takes one CONNECT from its headers to its record.
+async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
+    let since = Instant::now();
+    let pod = &tunnel.pod;
+    let (state, workload, target, authority) = match tunnel.target(&request).await {
+        Ok(found) => found,
+        Err(failure) => {
+            let metrics = pod.metrics.shared();
+            records::refused(metrics, Reporter::Destination, tunnel.peer, tunnel.local, &failure);
+            return request.refuse(status(failure.reason));
+        }
+    };
+    let forwarded_host = forwarded_host(request.headers());
+    let service = target.service.clone().or_else(|| guess_service(&state, &workload, forwarded_host, target.upstream));
+    let opening = Opening {
+        src: tunnel.peer,
+        dst: tunnel.local,
+        hbone_target: Some(authority.to_string().into()),
+        parties: Parties {
+            reporter: Reporter::Destination,
+            source: source_workload(&state, pod, tunnel.peer.ip(), Some(&tunnel.identity)),
+            source_identity: Some(tunnel.identity.clone()),
+            destination: Some(workload.clone()),
+            service,
+        },
+        since,
+    };
+    let view = View {
+        src: tunnel.peer,
+        original_dst: Some(authority.to_string()),
+        actual_dst: target.upstream,
+        protocol: "HBONE",
+    };
+    let judged = Connection {
+        destination: workload.clone(),
+        identity: Some(tunnel.identity.clone()),
+        source_ip: tunnel.peer.ip(),
+        destination_addr: target.upstream,
+    };
+    let guard = pod.table.open_inbound(&pod.uid, view, judged);
+    let record = Record::open(opening, &pod.metrics);
+    guard.count(record.traffic());
+    let outcome = forward(&tunnel, &guard, &record, &workload, &target, request).await;
+    record.finish(outcome.as_ref().map(|()| ()));
+}
+
+async fn forward(
+    tunnel: &Tunnel,
+    guard: &Guard,
+    record: &Record,
+    workload: &Workload,
+    target: &InboundRoute,
+    mut request: ConnectRequest,
+) -> Result<(), Failure> {
+    let pod = &tunnel.pod;
+    let connected = tokio::select! {
+        biased; // The end first: nothing may begin after it.
+        failure = pod.must_end(guard) => Err(failure),
+        () = request.abandoned() => {
+            // Nobody waits for an answer, so none is given.
+            return Err(Failure::new(Reason::TunnelClosed, "the client gave up before it was answered"));
+        }
+        connected = authorized_connect(pod, guard, target, tunnel.peer.ip()) => connected,
+    };
+    let mut upstream = match connected {
+        Ok(stream) => TcpTransport::new(stream),
+        Err(failure) => {
+            request.refuse(status(failure.reason));
+            return Err(failure);
+        }
+    };
+    let mut stream = request
+        .accept(response_headers(pod, workload))
+        .map_err(|e| Failure::new(Reason::TunnelClosed, format!("http2 error: {e}")))?;
+    pod.copy(guard, &mut stream, &mut upstream, &record.traffic()).await
+}
+
+/// The connection to the application, if policies allow it.
+pub(super) async fn authorized_connect(
+    pod: &Pod,
+    guard: &Guard,
+    target: &InboundRoute,
+    client: IpAddr,
+) -> Result<TcpStream, Failure> {
+    // Read after the registration: what is published from now on comes back as a cut.
+    let state = pod.shared.state.load();
+    guard.authorize(&state, pod.shared.config.authz_info_logging)?;
+    if target.application_tunnel.is_some() {
+        return Err(Failure::new(Reason::Internal, "application tunnels are not served by this proxy"));
+    }
+    let spoofed = pod.spoof_source(client, target.upstream);
+    let dialled = dial(&pod.shared, &pod.netns, target.upstream, spoofed).await;
+    dialled.map_err(|e| Failure::new(e.reason, format!("connection failed: {}", e.error)))
+}
+
+impl Tunnel {
+    async fn target(
+        &self,
+        request: &ConnectRequest,
+    ) -> Result<(Arc<MeshState>, Arc<Workload>, InboundRoute, Authority), Failure> {
+        let text = request.authority();
+        let authority: Authority = text
+            .parse()
+            .map_err(|e| Failure::new(Reason::InvalidAuthority, format!("invalid authority {text:?}: {e}")))?;
+        let (state, workload) = self.pod.workload().await?;
+        let preferred = self.pod.shared.config.preferred_service_namespace.as_deref();
+        let target = route(&state, &workload, self.local, &authority, preferred);
+        let target = target.map_err(|reason| Failure::new(reason, unroutable(reason, &authority)))?;
+        Ok((state, workload, target, authority))
+    }
+}
+
+fn unroutable(reason: Reason, authority: &Authority) -> String {
+    match reason {
+        Reason::IllegalPort => "attempted recursive call to ourselves".to_owned(),
+        Reason::DestinationMismatch => format!("destination mismatch: {authority} is not served here"),
+        Reason::ServiceUnknown => format!("unknown service: {authority}"),
+        Reason::PortUnknown => format!("no usable port: {authority}"),
+        reason => format!("{}: {authority}", reason.code().replace('_', " ")),
+    }
+}
+
+/// The client's workload, for telemetry. What the certificate says outweighs whose address it is.
+pub(super) fn source_workload(
+    state: &MeshState,
+    pod: &Pod,
+    ip: IpAddr,
+    identity: Option<&Identity>,
+) -> Option<Arc<Workload>> {
+    let address = NetworkAddress::new(pod.shared.config.network.as_str(), ip);
+    let found = state.workload_by_addr(&address)?;
+    identity.is_none_or(|id| found.has_identity(id)).then(|| found.clone())
+}
+
+/// Which service was meant: the one that the client says, if the pod is part of it; else one that has this port.
+pub(super) fn guess_service(
+    state: &MeshState,
+    workload: &Workload,
+    said: Option<String>,
+    upstream: SocketAddr,
+) -> Option<Arc<Service>> {
+    let mut own = workload.services.iter().filter_map(|(key, ports)| Some((state.service(key)?, ports)));
+    match said {
+        Some(host) if workload.services.keys().any(|key| *key.hostname == *host) => {
+            own.find(|(service, _)| **service.hostname() == *host)
+        }
+        Some(_) | None => own.find(|(_, ports)| ports.ports.iter().any(|p| p.target_port == Some(upstream.port()))),
+    }
+    .map(|(service, _)| service.clone())
+}
+
+fn forwarded_host(headers: &HeaderMap) -> Option<String> {
+    headers.get("forwarded")?.to_str().ok()?.parse::<Forwarded>().ok()?.host
+}
+
+fn response_headers(pod: &Pod, workload: &Workload) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if pod.shared.config.response_baggage
+        && let Ok(value) = HeaderValue::try_from(Baggage::of(workload).to_string())
+    {
+        headers.insert("baggage", value);
+    }
+    headers
+}
+
+fn status(reason: Reason) -> StatusCode {
+    StatusCode::from_u16(reason.http_status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}

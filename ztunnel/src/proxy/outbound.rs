@@ -1,0 +1,170 @@
+//! From a pod: captured on 15001, sent on by HBONE or plain TCP.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_core::hbone::{Baggage, Forwarded, Traceparent};
+use aquifer_core::reason::Reason;
+use aquifer_core::resolve::{Need, OutboundConn, Reject, Resolution, Route, Tunnel, resolve};
+use aquifer_hbone::{H2Stream, HboneRequest, TcpTransport, Transport};
+use http::{HeaderMap, HeaderValue};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::conn_table::View;
+use super::connector::{PoolKey, dial, pool_failure};
+use super::pod::{Pod, refuse};
+use crate::metrics::{Parties, Reporter};
+use crate::records::{self, Failure, Opening, Record};
+use crate::socket;
+
+const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes one connection of the pod from accept to record.
+pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
+    let since = Instant::now();
+    let Ok(src) = client.peer_addr().map(socket::canonical) else { return };
+    let asked = match socket::original_destination(&client) {
+        Ok(asked) => asked,
+        // The client is gone already: there is nobody to serve, and no destination to report.
+        Err(error) => return tracing::debug!(%src, %error, "connection lost before it was served"),
+    };
+    let route = match route(&pod, asked).await {
+        Ok(route) => route,
+        Err(failure) => {
+            records::refused(pod.metrics.shared(), Reporter::Source, src, asked, &failure);
+            return refuse(client);
+        }
+    };
+    let opening = opening(src, &route, since);
+    let view = View {
+        src,
+        original_dst: Some(asked.to_string()),
+        actual_dst: route.next_hop,
+        protocol: if opening.hbone_target.is_some() { "HBONE" } else { "TCP" },
+    };
+    let guard = pod.table.open_outbound(&pod.uid, view);
+    let record = Record::open(opening, &pod.metrics);
+    let traffic = record.traffic();
+    guard.count(traffic.clone());
+
+    let mut client = TcpTransport::new(client);
+    let connected = tokio::select! {
+        biased; // The end first: nothing may begin after it.
+        failure = pod.must_end(&guard) => Err(failure),
+        connected = connect(&pod, &route, src) => connected,
+    };
+    let outcome = match connected {
+        Ok(Upstream::Tunnel(mut stream)) => pod.copy(&guard, &mut client, &mut *stream, &traffic).await,
+        Ok(Upstream::Plain(mut stream)) => pod.copy(&guard, &mut client, &mut *stream, &traffic).await,
+        Err(failure) => {
+            client.abort();
+            Err(failure)
+        }
+    };
+    drop(client);
+    record.finish(outcome.as_ref().map(|()| ()));
+}
+
+async fn route(pod: &Pod, asked: SocketAddr) -> Result<Route, Failure> {
+    let (state, source) = pod.workload().await?;
+    let conn = OutboundConn {
+        source,
+        network: pod.shared.config.network.as_str().into(),
+        destination: asked,
+        preferred_service_namespace: pod.shared.config.preferred_service_namespace.as_deref().map(Into::into),
+    };
+    let mut resolution = resolve(&state, &conn, &mut rand::rng());
+    loop {
+        resolution = match resolution {
+            Resolution::Route(route) => return Ok(route),
+            Resolution::Reject(reject) => return Err(rejected(&reject, asked)),
+            Resolution::Need(Need::Dns(pending)) => {
+                let lookup = tokio::net::lookup_host((pending.hostname(), 0));
+                let found = match tokio::time::timeout(DNS_TIMEOUT, lookup).await {
+                    Ok(Ok(found)) => found.map(|a| a.ip()).collect(),
+                    Ok(Err(_)) | Err(_) => Vec::new(),
+                };
+                pending.complete(&found)
+            }
+        };
+    }
+}
+
+fn rejected(reject: &Reject, asked: SocketAddr) -> Failure {
+    let message = match reject.reason {
+        Reason::NoHealthyUpstream => format!("no healthy upstream: {asked}"),
+        Reason::IllegalPort => "attempted recursive call to ourselves".to_owned(),
+        Reason::WaypointUnavailable => format!("unknown waypoint: {asked}"),
+        reason => format!("{}: {asked}", reason.code().replace('_', " ")),
+    };
+    Failure::new(reject.reason, message)
+}
+
+fn opening(src: SocketAddr, route: &Route, since: Instant) -> Opening {
+    let (hbone_target, source_identity) = match &route.tunnel {
+        Tunnel::Passthrough => (None, None),
+        Tunnel::Hbone { authority, .. } => (Some(Arc::from(authority.as_str())), Some(route.source.identity())),
+    };
+    Opening {
+        src,
+        dst: route.next_hop,
+        hbone_target,
+        parties: Parties {
+            reporter: Reporter::Source,
+            source: Some(route.source.clone()),
+            source_identity,
+            destination: route.destination.clone(),
+            service: route.service.clone(),
+        },
+        since,
+    }
+}
+
+enum Upstream {
+    Tunnel(Box<H2Stream>),
+    Plain(Box<TcpTransport>),
+}
+
+async fn connect(pod: &Pod, route: &Route, src: SocketAddr) -> Result<Upstream, Failure> {
+    match &route.tunnel {
+        Tunnel::Passthrough => {
+            let stream = dial(&pod.shared, &pod.netns, route.next_hop, None).await;
+            let stream = stream.map_err(|e| Failure::new(e.reason, format!("io error: {}", e.error)))?;
+            Ok(Upstream::Plain(Box::new(TcpTransport::new(stream))))
+        }
+        Tunnel::Hbone { authority, expect } => {
+            let source = route.source.identity();
+            let configs = pod.shared.certs.get(&source).await;
+            let configs = configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))?;
+            let mut expect = expect.clone();
+            expect.sort_unstable();
+            let key =
+                PoolKey { source, generation: configs.generation, expect: expect.into(), destination: route.next_hop };
+            let request = HboneRequest { authority: authority.clone(), headers: headers(route, src) };
+            let (stream, _headers) = pod.pool.stream(&key, &request).await.map_err(|e| pool_failure(&e))?;
+            Ok(Upstream::Tunnel(Box::new(stream)))
+        }
+    }
+}
+
+/// For the peer's telemetry only; nobody may authorize by these.
+fn headers(route: &Route, src: SocketAddr) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(3);
+    let host = route.service.as_ref().map(|s| s.hostname().to_string());
+    let trace = Traceparent::random(&mut rand::rng());
+    let texts = [
+        ("baggage", Baggage::of(&route.source).to_string()),
+        ("forwarded", Forwarded { for_addr: Some(src), host }.to_string()),
+        ("traceparent", trace.to_string()),
+    ];
+    for (name, text) in texts {
+        // Names come from the control plane; one that can't be a header is left out rather than failing the connection.
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}

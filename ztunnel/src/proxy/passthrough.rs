@@ -1,0 +1,76 @@
+//! Into a pod: plaintext captured on 15006. As HBONE, without a tunnel and without an identity.
+
+use std::rc::Rc;
+
+use aquifer_core::authz::Connection;
+use aquifer_core::inbound::{self, InboundRoute};
+use aquifer_hbone::{TcpTransport, Transport};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::conn_table::View;
+use super::inbound::{authorized_connect, guess_service, source_workload};
+use super::pod::{Pod, refuse};
+use crate::metrics::{Parties, Reporter};
+use crate::records::{self, Failure, Opening, Record};
+use crate::socket;
+
+/// Takes one connection to the pod from accept to record.
+pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
+    let since = Instant::now();
+    let Ok(src) = client.peer_addr().map(socket::canonical) else { return };
+    let asked = match socket::original_destination(&client) {
+        Ok(asked) => asked,
+        // The client is gone already: there is nobody to serve, and no destination to report.
+        Err(error) => return tracing::debug!(%src, %error, "connection lost before it was served"),
+    };
+    let target =
+        inbound::passthrough(asked).map_err(|reason| Failure::new(reason, "attempted recursive call to ourselves"));
+    let found = match target {
+        Ok(upstream) => pod.workload().await.map(|(state, workload)| (upstream, state, workload)),
+        Err(failure) => Err(failure),
+    };
+    let (upstream, state, workload) = match found {
+        Ok(found) => found,
+        Err(failure) => {
+            records::refused(pod.metrics.shared(), Reporter::Destination, src, asked, &failure);
+            return refuse(client);
+        }
+    };
+    let target = InboundRoute { upstream, service: None, application_tunnel: None };
+    let opening = Opening {
+        src,
+        dst: upstream,
+        hbone_target: None,
+        parties: Parties {
+            reporter: Reporter::Destination,
+            source: source_workload(&state, &pod, src.ip(), None),
+            source_identity: None,
+            destination: Some(workload.clone()),
+            service: guess_service(&state, &workload, None, upstream),
+        },
+        since,
+    };
+    let view = View { src, original_dst: Some(asked.to_string()), actual_dst: upstream, protocol: "TCP" };
+    let judged = Connection { destination: workload, identity: None, source_ip: src.ip(), destination_addr: upstream };
+    let guard = pod.table.open_inbound(&pod.uid, view, judged);
+    let record = Record::open(opening, &pod.metrics);
+    let traffic = record.traffic();
+    guard.count(traffic.clone());
+
+    let mut client = TcpTransport::new(client);
+    let connected = tokio::select! {
+        biased; // The end first: nothing may begin after it.
+        failure = pod.must_end(&guard) => Err(failure),
+        connected = authorized_connect(&pod, &guard, &target, src.ip()) => connected,
+    };
+    let outcome = match connected {
+        Ok(stream) => pod.copy(&guard, &mut client, &mut TcpTransport::new(stream), &traffic).await,
+        Err(failure) => {
+            client.abort();
+            Err(failure)
+        }
+    };
+    drop(client);
+    record.finish(outcome.as_ref().map(|()| ()));
+}

@@ -1,0 +1,241 @@
+//! One pod on one worker: what all its connections share.
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_core::reason::Reason;
+use aquifer_core::state::MeshState;
+use aquifer_core::store::Reader;
+use aquifer_core::workload::Workload;
+use aquifer_hbone::{Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
+use aquifer_runtime::{Cancel, Tracker};
+use aquifer_tls::CertManager;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+
+use super::conn_table::{ConnTable, Guard};
+use super::connector::{Connector, PoolKey};
+use super::listeners::Listeners;
+use super::{inbound, outbound, passthrough};
+use crate::config;
+use crate::inpod::netns::Netns;
+use crate::inpod::zds::{PodUid, WorkloadInfo};
+use crate::metrics::WorkerMetrics;
+use crate::records::{Failure, Traffic};
+use crate::socket::OriginalSource;
+
+/// A pod that was just enrolled may be known to us before its workload is.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// What every worker and every pod share.
+pub struct Shared {
+    /// Settings of the data path.
+    pub config: config::Proxy,
+    /// The mesh.
+    pub state: Reader,
+    /// Ticks whenever the mesh was published anew.
+    pub published: watch::Receiver<u64>,
+    /// Certificates.
+    pub certs: CertManager,
+    /// The tasks of all workers.
+    pub tracker: Tracker,
+    /// The accepting side of HTTP/2.
+    pub server: ServerConfig,
+    /// The connecting side.
+    pub pool: PoolConfig,
+}
+
+/// One pod on one worker.
+pub struct Pod {
+    pub(super) shared: Arc<Shared>,
+    pub(super) uid: PodUid,
+    pub(super) info: WorkloadInfo,
+    pub(super) netns: Netns,
+    pub(super) metrics: Rc<WorkerMetrics>,
+    pub(super) table: ConnTable,
+    pub(super) cancel: Cancel,
+    pub(super) pool: Pool<PoolKey, Connector>,
+    /// Whether the pod has redirection rules (all but our own).
+    redirected: bool,
+    removed: Cell<bool>,
+    active: Rc<Active>,
+}
+
+/// Tasks of the pod.
+#[derive(Default)]
+struct Active {
+    count: Cell<usize>,
+    none: Notify,
+}
+
+struct ActiveGuard(Rc<Active>);
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        let left = self.0.count.get() - 1;
+        self.0.count.set(left);
+        if left == 0 {
+            self.0.none.notify_one();
+        }
+    }
+}
+
+impl Pod {
+    /// Begins to serve a pod on this thread. Needs the worker's `LocalSet`.
+    pub fn start(
+        shared: &Arc<Shared>,
+        (uid, info, netns): (PodUid, WorkloadInfo, Netns),
+        listeners: Listeners,
+        (metrics, table): (&Rc<WorkerMetrics>, &ConnTable),
+        cancel: Cancel,
+    ) -> std::io::Result<Rc<Self>> {
+        let connector = Connector::new(shared.clone(), netns.clone());
+        let pool = Pool::new(connector, shared.pool.clone(), cancel.clone(), shared.tracker.clone());
+        let pod = Rc::new(Self {
+            shared: shared.clone(),
+            uid,
+            info,
+            netns,
+            metrics: metrics.clone(),
+            table: table.clone(),
+            cancel,
+            pool,
+            redirected: listeners.outbound.is_some(),
+            removed: Cell::new(false),
+            active: Rc::default(),
+        });
+        let listeners = listeners.into_tokio()?;
+        if let Some(listener) = listeners.outbound {
+            pod.accept("outbound", listener, |pod, client| outbound::serve(pod, client));
+        }
+        if let Some(listener) = listeners.plaintext {
+            pod.accept("inbound-plaintext", listener, |pod, client| passthrough::serve(pod, client));
+        }
+        pod.accept("inbound", listeners.hbone, |pod, client| inbound::serve(pod, client));
+        Ok(pod)
+    }
+
+    /// Cuts everything of the pod at once, and waits until it is gone.
+    pub async fn remove(&self) {
+        self.removed.set(true);
+        self.cancel.force();
+        let gone = async {
+            while self.active.count.get() > 0 {
+                self.active.none.notified().await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(1), gone).await.is_err() {
+            tracing::warn!(pod = %self.info, tasks = self.active.count.get(), "tasks outlive their pod");
+        }
+    }
+
+    fn accept<F: Future<Output = ()> + 'static>(
+        self: &Rc<Self>,
+        name: &'static str,
+        listener: TcpListener,
+        serve: fn(Rc<Self>, TcpStream) -> F,
+    ) {
+        let (pod, guard) = (self.clone(), self.enter());
+        self.shared.tracker.spawn_local(name, async move {
+            let _guard = guard;
+            let each = |(stream, _peer): (TcpStream, _)| {
+                let (connection, guard) = (serve(pod.clone(), stream), pod.enter());
+                pod.shared.tracker.spawn_local("connection", async move {
+                    connection.await;
+                    drop(guard);
+                });
+            };
+            if let Err(error) = aquifer_runtime::accept_loop(name, || listener.accept(), each, &pod.cancel).await {
+                tracing::error!(pod = %pod.info, listener = name, %error, "listener stopped");
+            }
+        });
+    }
+
+    fn enter(&self) -> ActiveGuard {
+        self.active.count.set(self.active.count.get() + 1);
+        ActiveGuard(self.active.clone())
+    }
+
+    /// This pod's workload and the snapshot that it is from; waits for it if it isn't known yet.
+    pub(super) async fn workload(&self) -> Result<(Arc<MeshState>, Arc<Workload>), Failure> {
+        let mut published = self.shared.published.clone();
+        let find = async {
+            loop {
+                // Seen first, read second: a publication in between wakes us again.
+                published.borrow_and_update();
+                let state = self.shared.state.load();
+                if let Some(workload) = self.find_in(&state) {
+                    return (state, workload);
+                }
+                if published.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.cancel.forced() => Err(self.forced()),
+            found = tokio::time::timeout(WORKLOAD_WAIT, find) => {
+                found.map_err(|_| Failure::new(Reason::WorkloadUnknown, format!("unknown workload: {}", self.info)))
+            }
+        }
+    }
+
+    fn find_in(&self, state: &MeshState) -> Option<Arc<Workload>> {
+        let WorkloadInfo { name, namespace, service_account } = &self.info;
+        state.local_workload(&self.shared.config.node, name, namespace, service_account).cloned()
+    }
+
+    /// Ends when a connection of this pod must end, and says why.
+    pub(super) async fn must_end(&self, guard: &Guard) -> Failure {
+        tokio::select! {
+            biased;
+            () = self.cancel.forced() => self.forced(),
+            failure = guard.cut() => failure,
+        }
+    }
+
+    /// The address that the application shall see: the client's, unless the client is the pod itself, or this is our
+    /// own pod, whose namespace has no route for the answers.
+    pub(super) fn spoof_source(&self, client: IpAddr, upstream: SocketAddr) -> Option<IpAddr> {
+        let off = self.shared.config.original_source == OriginalSource::Off;
+        (!off && self.redirected && client != upstream.ip()).then_some(client)
+    }
+
+    fn forced(&self) -> Failure {
+        if self.removed.get() {
+            Failure::new(Reason::PodRemoved, "connection closed because the pod left the mesh")
+        } else {
+            Failure::new(Reason::Shutdown, "connection closed due to connection drain")
+        }
+    }
+
+    /// Copies until both directions have ended, a stream breaks, or the connection must end; then both peers see a
+    /// broken connection, not an orderly end.
+    pub(super) async fn copy<D: Transport, U: Transport>(
+        &self,
+        guard: &Guard,
+        downstream: &mut D,
+        upstream: &mut U,
+        traffic: &Traffic,
+    ) -> Result<(), Failure> {
+        let ended = tokio::select! {
+            biased; // The cut first: a busy connection must not outlive its permission.
+            failure = self.must_end(guard) => Err(failure),
+            copied = copy_bidirectional(downstream, upstream, &traffic.counters) => {
+                return copied.map_err(|e| Failure::new(Reason::ConnectionReset, format!("io error: {e}")));
+            }
+        };
+        downstream.abort();
+        upstream.abort();
+        ended
+    }
+}
+
+/// Closes a connection that came to nothing, as a refusing target would.
+pub(super) fn refuse(client: TcpStream) {
+    TcpTransport::new(client).abort();
+}

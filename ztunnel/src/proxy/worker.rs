@@ -1,0 +1,218 @@
+//! Data threads, and the control thread's handle to them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use aquifer_runtime::Cancel;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+
+use super::conn_table::{ConnTable, Connections};
+use super::listeners::Listeners;
+use super::pod::{Pod, Shared};
+use crate::inpod::netns::Netns;
+use crate::inpod::zds::{PodUid, WorkloadInfo};
+use crate::metrics::{ProxyMetrics, WorkerMetrics};
+
+/// How often running connections' bytes are added to the metrics.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+enum Command {
+    Add { uid: PodUid, info: WorkloadInfo, netns: Netns, listeners: Listeners, cancel: Cancel },
+    Remove { uid: PodUid, done: oneshot::Sender<()> },
+    MeshChanged { policies: bool, done: oneshot::Sender<usize> },
+    Dump { reply: oneshot::Sender<BTreeMap<PodUid, Connections>> },
+}
+
+/// The control thread's handle. Clones are the same workers.
+#[derive(Clone)]
+pub struct Workers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    senders: Vec<mpsc::UnboundedSender<Command>>,
+    shared: Arc<Shared>,
+    metrics: Arc<ProxyMetrics>,
+    cancel: Cancel,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+impl Workers {
+    /// Starts `count` threads. `cancel` ends the connections of all pods.
+    pub fn start(count: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, cancel: Cancel) -> io::Result<Self> {
+        let mut senders = Vec::with_capacity(count);
+        let mut threads = Vec::with_capacity(count);
+        for index in 0..count {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let (shared, metrics) = (shared.clone(), metrics.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                LocalSet::new().block_on(&runtime, Worker::new(shared, metrics).run(receiver));
+            })?;
+            senders.push(sender);
+            threads.push(thread);
+        }
+        Ok(Self { inner: Arc::new(Inner { senders, shared, metrics, cancel, threads: Mutex::new(threads) }) })
+    }
+
+    /// Begins to serve a pod on all workers: all of its listeners stand when this returns, or none.
+    pub fn add(&self, uid: &PodUid, info: &WorkloadInfo, netns: &Netns) -> io::Result<()> {
+        let sets = Listeners::open(netns, &self.inner.shared.config, self.inner.senders.len())?;
+        let cancel = self.inner.cancel.child();
+        for (sender, listeners) in self.inner.senders.iter().zip(sets) {
+            send_add(sender, uid, info, netns, listeners, &cancel);
+        }
+        Ok(())
+    }
+
+    /// Serves HBONE for our own pod, in our own namespace, on one worker.
+    pub fn add_own(&self, info: &WorkloadInfo) -> io::Result<PodUid> {
+        let netns = Netns::current()?;
+        let listeners = Listeners::open_hbone_only(&netns, &self.inner.shared.config)?;
+        let uid = PodUid::new(OWN_UID);
+        send_add(&self.inner.senders[0], &uid, info, &netns, listeners, &self.inner.cancel.child());
+        Ok(uid)
+    }
+
+    /// Cuts a pod's connections and closes its listeners; returns when every worker has.
+    pub async fn remove(&self, uid: &PodUid) {
+        self.ask(|done| Command::Remove { uid: uid.clone(), done }).await;
+    }
+
+    /// Judges all inbound connections by the state as it is published now; returns when every worker has, and how
+    /// many were cut.
+    pub async fn mesh_changed(&self, policies: bool) -> usize {
+        let cut = self.ask(|done| Command::MeshChanged { policies, done }).await.into_iter().sum();
+        self.inner.metrics.policy_cuts(cut);
+        cut
+    }
+
+    /// All connections by pod.
+    pub async fn dump(&self) -> BTreeMap<PodUid, Connections> {
+        let mut all: BTreeMap<PodUid, Connections> = BTreeMap::new();
+        for part in self.ask(|reply| Command::Dump { reply }).await {
+            for (uid, connections) in part {
+                let pod = all.entry(uid).or_default();
+                pod.inbound.extend(connections.inbound);
+                pod.outbound.extend(connections.outbound);
+            }
+        }
+        all
+    }
+
+    /// Whether every thread runs.
+    pub fn alive(&self) -> bool {
+        self.inner.threads.lock().iter().all(|thread| !thread.is_finished())
+    }
+
+    /// Asks all at once, then waits for each; one that is gone has nothing left to cut.
+    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
+        let replies: Vec<_> = self
+            .inner
+            .senders
+            .iter()
+            .map(|sender| {
+                let (reply, receiver) = oneshot::channel();
+                let _ = sender.send(command(reply));
+                receiver
+            })
+            .collect();
+        let mut answers = Vec::with_capacity(replies.len());
+        for reply in replies {
+            answers.extend(reply.await.ok());
+        }
+        answers
+    }
+}
+
+/// The uid that our own pod goes by; Kubernetes' uids are UUIDs.
+const OWN_UID: &str = "ztunnel";
+
+fn send_add(
+    sender: &mpsc::UnboundedSender<Command>,
+    uid: &PodUid,
+    info: &WorkloadInfo,
+    netns: &Netns,
+    listeners: Listeners,
+    cancel: &Cancel,
+) {
+    let command =
+        Command::Add { uid: uid.clone(), info: info.clone(), netns: netns.clone(), listeners, cancel: cancel.clone() };
+    if sender.send(command).is_err() {
+        tracing::error!(pod = %info, "a worker is gone");
+    }
+}
+
+/// One data thread.
+struct Worker {
+    shared: Arc<Shared>,
+    metrics: Rc<WorkerMetrics>,
+    table: ConnTable,
+    pods: HashMap<PodUid, Rc<Pod>>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, metrics: Arc<ProxyMetrics>) -> Self {
+        Self {
+            shared,
+            metrics: Rc::new(WorkerMetrics::new(metrics)),
+            table: ConnTable::default(),
+            pods: HashMap::new(),
+        }
+    }
+
+    /// Until the control thread's handle is dropped.
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased; // Commands first: cuts must not wait.
+                command = commands.recv() => match command {
+                    Some(command) => self.handle(command),
+                    None => return,
+                },
+                _ = flush.tick() => self.table.flush_traffic(),
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Add { uid, info, netns, listeners, cancel } => {
+                let named = (uid.clone(), info.clone(), netns);
+                match Pod::start(&self.shared, named, listeners, (&self.metrics, &self.table), cancel) {
+                    Ok(pod) => {
+                        self.pods.insert(uid, pod);
+                    }
+                    // Only when this thread's poller takes no more descriptors; the other workers still serve the pod.
+                    Err(error) => tracing::error!(pod = %info, %error, "worker cannot serve pod"),
+                }
+            }
+            Command::Remove { uid, done } => match self.pods.remove(&uid) {
+                Some(pod) => {
+                    self.shared.tracker.spawn_local("pod-removal", async move {
+                        pod.remove().await;
+                        let _ = done.send(());
+                    });
+                }
+                None => {
+                    let _ = done.send(());
+                }
+            },
+            Command::MeshChanged { policies, done } => {
+                let state = self.shared.state.load();
+                let _ = done.send(self.table.reauthorize(&state, policies));
+            }
+            Command::Dump { reply } => {
+                let _ = reply.send(self.table.dump());
+            }
+        }
+    }
+}
