@@ -1,0 +1,71 @@
+//! Step 2: the label goes on; new connections ride HBONE, nothing restarts, nothing is readable any more.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::{Demo, client};
+
+const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
+const PAYMENTS: &str = "spiffe://cluster.local/ns/shop/sa/payments";
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+const HBONE: u16 = 15008;
+const TLS13: u16 = 0x0304;
+
+pub(super) async fn run(demo: &mut Demo) -> Result<()> {
+    let before = pods(demo).await?;
+    let mark = (demo.log_mark("node1").await?, demo.log_mark("node2").await?);
+    let begin = Instant::now();
+    demo.lab.label_namespace("shop", "istio.io/dataplane-mode", Some("ambient")).await?;
+    let took = demo
+        .within(Duration::from_secs(1), async || {
+            client::get(&demo.lab, "shop", "orders", "http://payments/").await?;
+            let lines = demo.access_lines("node2", mark.1, &["direction=\"inbound\"", ORDERS, PAYMENTS]).await?;
+            Ok(!lines.is_empty())
+        })
+        .await?;
+    let elapsed = took.map(|_| begin.elapsed());
+    demo.claim(
+        elapsed.is_some_and(|took| took < Duration::from_secs(5)),
+        format!("new connections ride HBONE {} after the label (asked: 1 s)", show(elapsed)),
+    );
+    demo.lab.wait_enrolled("shop", true).await?;
+    demo.claim(pods(demo).await? == before, "no pod was restarted or replaced");
+
+    let capture = demo.lab.capture("node1").await?;
+    let answer = client::get(&demo.lab, "shop", "orders", "http://payments/").await?;
+    let local = client::get(&demo.lab, "shop", "orders", "http://web/").await?;
+    let seen = capture.stop().await?;
+    demo.claim(answer.ok() && local.ok(), format!("orders → payments {}, orders → web {}", answer.status, local.status));
+    let pods = seen.filter(|packet| !packet.has_port(15012) && packet.is_tcp());
+    let ports = pods.connected_ports();
+    let versions = pods.tls_versions();
+    let readable = seen.contains(b"HTTP/1.1") || seen.contains(answer.body.as_bytes());
+    demo.claim(!readable, "the capture shows nothing readable any more");
+    demo.claim(
+        ports.iter().all(|port| *port == HBONE) && versions.iter().all(|version| *version == TLS13),
+        format!("only TLS 1.3 to port 15008 between the nodes (ports connected to {ports:?}, {} TLS handshakes seen)", versions.len()),
+    );
+    for (node, from, direction) in [("node1", mark.0, "outbound"), ("node2", mark.1, "inbound")] {
+        let lines = demo.access_lines(node, from, &[&format!("direction=\"{direction}\""), ORDERS, PAYMENTS]).await?;
+        demo.claim(!lines.is_empty(), format!("{direction} access lines on {node} name both identities: {} lines", lines.len()));
+    }
+    let same_node = demo.access_lines("node1", mark.0, &["direction=\"inbound\"", ORDERS, WEB]).await?;
+    demo.claim(!same_node.is_empty(), "orders → web on one node is captured as well");
+
+    let meshed = client::latency(&demo.lab, "shop", "orders", "http://payments/").await?;
+    demo.meshed = Some(meshed);
+    demo.claim(true, format!("in the mesh: p50 {:?}, p99 {:?}, {:.0} requests/s on 4 connections", meshed.p50, meshed.p99, meshed.per_second));
+    Ok(())
+}
+
+/// Names, uids and restarts of the shop's pods.
+async fn pods(demo: &Demo) -> Result<Vec<(String, String, u32)>> {
+    let mut pods: Vec<_> = demo.lab.status().await?.pods.into_iter().filter(|pod| pod.namespace == "shop").collect();
+    pods.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(pods.into_iter().map(|pod| (pod.name, pod.uid, pod.restarts)).collect())
+}
+
+fn show(took: Option<Duration>) -> String {
+    took.map_or_else(|| "NOT within 5 s".to_owned(), |took| format!("{} ms", took.as_millis()))
+}

@@ -1,0 +1,108 @@
+//! The label on and off: what changes for pods that run, and what the wire shows.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use aquifer_lab::LabOptions;
+
+use crate::harness::{ORDERS, PAYMENTS, access_lines, eventually, get, lab, meshed_shop, redirection, shop};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_label_traffic_is_plain_and_readable() -> Result<()> {
+    let lab = shop(LabOptions::default()).await?;
+    let capture = lab.capture("node1").await?;
+    let answer = get(&lab, "shop", "orders", "http://payments/").await?;
+    let seen = capture.stop().await?;
+    assert!(answer.ok(), "{answer:?}");
+    assert!(seen.contains(b"GET / HTTP/1.1") && seen.contains(answer.body.as_bytes()));
+    assert!(access_lines(&lab, "node1", &[]).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_label_puts_new_connections_on_hbone_without_a_restart() -> Result<()> {
+    for workers in [1, 2] {
+        let lab = shop(LabOptions { workers: Some(workers), ..LabOptions::default() }).await?;
+        let names = async || -> Result<Vec<(String, u32)>> {
+            let pods = lab.status().await?.pods;
+            Ok(pods.into_iter().filter(|pod| pod.namespace == "shop").map(|pod| (pod.uid, pod.restarts)).collect())
+        };
+        let before = names().await?;
+        lab.label_namespace("shop", "istio.io/dataplane-mode", Some("ambient")).await?;
+        eventually("a connection rides HBONE after the label", Duration::from_secs(1), async || {
+            get(&lab, "shop", "orders", "http://payments/").await?;
+            Ok(!access_lines(&lab, "node2", &["direction=\"inbound\"", ORDERS, PAYMENTS]).await?.is_empty())
+        })
+        .await?;
+        lab.wait_enrolled("shop", true).await?;
+        assert_eq!(names().await?, before, "a pod was restarted or replaced");
+
+        let capture = lab.capture("node1").await?;
+        let answer = get(&lab, "shop", "orders", "http://payments/").await?;
+        let local = get(&lab, "shop", "orders", "http://web/").await?;
+        let seen = capture.stop().await?;
+        assert!(answer.ok() && local.ok(), "{answer:?} {local:?}");
+        assert!(!seen.contains(b"HTTP/1.1") && !seen.contains(answer.body.as_bytes()), "readable on the wire");
+        let of_pods = seen.filter(|packet| packet.is_tcp() && !packet.has_port(15012));
+        assert!(of_pods.tcp_payloads().all(|packet| packet.has_port(15008)), "payload beside 15008");
+        assert!(of_pods.tls_versions().iter().all(|version| *version == 0x0304));
+        for (node, direction) in [("node1", "direction=\"outbound\""), ("node2", "direction=\"inbound\"")] {
+            assert!(!access_lines(&lab, node, &[direction, ORDERS, PAYMENTS]).await?.is_empty(), "{node} {direction}");
+        }
+        let web = "spiffe://cluster.local/ns/shop/sa/web";
+        assert!(!access_lines(&lab, "node1", &["direction=\"inbound\"", ORDERS, web]).await?.is_empty(), "same node");
+        lab.down().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removing_the_label_leaves_nothing_behind() -> Result<()> {
+    let lab = meshed_shop(LabOptions::default()).await?;
+    assert!(redirection(&lab, "shop", "orders").await?.contains("istio-ambient-nat"));
+    lab.label_namespace("shop", "istio.io/dataplane-mode", None).await?;
+    lab.wait_enrolled("shop", false).await?;
+    let capture = lab.capture("node1").await?;
+    let answer = get(&lab, "shop", "orders", "http://payments/").await?;
+    assert!(answer.ok(), "{answer:?}");
+    assert!(capture.stop().await?.contains(b"GET / HTTP/1.1"), "not plain again");
+    for pod in lab.status().await?.pods.iter().filter(|pod| pod.namespace == "shop") {
+        assert_eq!(redirection(&lab, "shop", &pod.name).await?, "", "left in {}", pod.name);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_that_someone_flushed_are_laid_again() -> Result<()> {
+    let lab = meshed_shop(LabOptions::default()).await?;
+    let before = redirection(&lab, "shop", "orders").await?;
+    lab.pod_netns_exec("shop", "orders", &["nft", "flush", "ruleset"]).await?;
+    eventually("flushed tables are back", Duration::from_secs(1), async || Ok(redirection(&lab, "shop", "orders").await? == before)).await?;
+    lab.pod_netns_exec("shop", "orders", &["sh", "-c", "ip rule del pref 32764; ip route flush table 100"]).await?;
+    eventually("rule and route are back", Duration::from_secs(1), async || Ok(redirection(&lab, "shop", "orders").await? == before)).await?;
+    assert!(get(&lab, "shop", "orders", "http://payments/").await?.ok());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_with_a_sidecar_stay_out_and_the_reason_is_named() -> Result<()> {
+    let lab = lab(LabOptions::default()).await?;
+    lab.apply(include_str!("sidecars.yaml")).await?;
+    lab.wait_namespace_ready("mixed").await?;
+    lab.label_namespace("mixed", "istio.io/dataplane-mode", Some("ambient")).await?;
+    lab.wait_status("the plain pod is in", Duration::from_secs(10), |status| {
+        let plain = status.pods.iter().find(|pod| pod.deployment.as_deref() == Some("plain"))?;
+        (plain.redirection.as_deref() == Some("enabled")).then_some(())
+    })
+    .await?;
+    for (deployment, name) in [("sidecar", "istio-proxy"), ("native", "linkerd-proxy"), ("opted-out", "")] {
+        let pod = lab.pod("mixed", deployment).await?;
+        assert_eq!(pod.redirection, None, "{deployment} was enrolled");
+        assert_eq!(redirection(&lab, "mixed", deployment).await?, "", "rules in {deployment}");
+        if !name.is_empty() {
+            let log = lab.component_logs(&aquifer_lab::Component::agent("node1")).await?;
+            assert!(log.lines().any(|line| line.contains(&pod.name) && line.contains(name)), "the agent does not name {name}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! A lab with something in it, and sockets inside its pods.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use aquifer_lab::{Component, ExecOutput, Lab, LabOptions, PodInfo};
+use nix::sched::{CloneFlags, setns};
+
+pub(crate) const SHOP: [&str; 3] = [
+    include_str!("../../../examples/shop/00-namespaces.yaml"),
+    include_str!("../../../examples/shop/10-shop.yaml"),
+    include_str!("../../../examples/shop/20-outside.yaml"),
+];
+pub(crate) const RAW: &str = include_str!("raw.yaml");
+pub(crate) const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
+pub(crate) const PAYMENTS: &str = "spiffe://cluster.local/ns/shop/sa/payments";
+
+/// The binaries that the lab starts, built once per run: a test must not try yesterday's.
+fn build_binaries() {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        assert!(nix::unistd::Uid::effective().is_root(), "the lab tests make network namespaces: run them as root");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = std::process::Command::new(cargo)
+            .args(["build", "--quiet", "--workspace", "--bins"])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .status()
+            .expect("cargo to run");
+        assert!(status.success(), "cargo build of the binaries");
+    });
+}
+
+/// A lab with these options.
+pub(crate) async fn lab(options: LabOptions) -> Result<Lab> {
+    tokio::task::spawn_blocking(build_binaries).await?;
+    Ok(Lab::start(options).await?)
+}
+
+/// A lab with `examples/shop` in it, nothing enrolled yet.
+pub(crate) async fn shop(options: LabOptions) -> Result<Lab> {
+    let lab = lab(options).await?;
+    for manifests in SHOP {
+        lab.apply(manifests).await?;
+    }
+    lab.wait_namespace_ready("shop").await?;
+    lab.wait_namespace_ready("outside").await?;
+    Ok(lab)
+}
+
+/// The same, with the namespace `shop` in the mesh.
+pub(crate) async fn meshed_shop(options: LabOptions) -> Result<Lab> {
+    let lab = shop(options).await?;
+    enrol(&lab, "shop").await?;
+    Ok(lab)
+}
+
+/// A lab with the pods `a` (node1), `b` and `c` (node2, node1) in the enrolled namespace `raw`.
+pub(crate) async fn raw(options: LabOptions) -> Result<Lab> {
+    let lab = lab(options).await?;
+    lab.apply(RAW).await?;
+    lab.wait_namespace_ready("raw").await?;
+    enrol(&lab, "raw").await?;
+    Ok(lab)
+}
+
+/// Labels the namespace, waits until its pods are in and both proxies know of it.
+pub(crate) async fn enrol(lab: &Lab, namespace: &str) -> Result<()> {
+    lab.label_namespace(namespace, "istio.io/dataplane-mode", Some("ambient")).await?;
+    lab.wait_enrolled(namespace, true).await?;
+    let pods: Vec<PodInfo> = lab.status().await?.pods.into_iter().filter(|pod| pod.namespace == namespace).collect();
+    for node in ["node1", "node2"] {
+        eventually("every proxy knows every pod as HBONE", Duration::from_secs(2), async || {
+            let dump: serde_json::Value = serde_json::from_str(&lab.ztunnel_admin(node, "/config_dump").await?)?;
+            let workloads = dump["workloads"].as_array().context("workloads in the config dump")?;
+            let hbone = |pod: &PodInfo| {
+                workloads.iter().any(|w| w["name"] == pod.name.as_str() && w["namespace"] == namespace && w["protocol"] == "HBONE")
+            };
+            Ok(pods.iter().all(hbone))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Polls until true; fails at five times the bound and prints what was measured.
+pub(crate) async fn eventually(what: &str, bound: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<Duration> {
+    let begin = Instant::now();
+    loop {
+        if condition().await? {
+            println!("{what}: after {:?} (bound {bound:?})", begin.elapsed());
+            return Ok(begin.elapsed());
+        }
+        ensure!(begin.elapsed() < bound * 5, "{what}: not within {:?}", bound * 5);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// One request with a connection of its own; curl's exit code, HTTP status, body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) exit: i32,
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn ok(&self) -> bool {
+        self.exit == 0 && self.status == 200
+    }
+}
+
+/// GET with curl in a pod.
+pub(crate) async fn get(lab: &Lab, namespace: &str, pod: &str, url: &str) -> Result<Answer> {
+    let output = lab.exec(namespace, pod, &["curl", "-gs", "-m", "5", "-w", "\n%{http_code}", url]).await?;
+    let (body, status) = output.stdout.rsplit_once('\n').with_context(|| format!("curl said {output:?}"))?;
+    Ok(Answer { exit: output.code, status: status.trim().parse()?, body: body.trim().to_owned() })
+}
+
+/// The access lines of a node's ztunnel that hold all the texts.
+pub(crate) async fn access_lines(lab: &Lab, node: &str, texts: &[&str]) -> Result<Vec<String>> {
+    let log = lab.component_logs(&Component::ztunnel(node)).await?;
+    let lines = log.lines().filter(|line| line.contains("\taccess\t") && texts.iter().all(|text| line.contains(text)));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+/// What a pod's network namespace holds of redirection: tables, rules, routes.
+pub(crate) async fn redirection(lab: &Lab, namespace: &str, pod: &str) -> Result<String> {
+    let script = "nft list ruleset; ip rule | grep -v -E 'lookup (local|main|default)'; ip -6 rule | grep -v -E 'lookup (local|main)'; \
+                  ip route show table 100 2>/dev/null; ip -6 route show table 100 2>/dev/null; true";
+    let output: ExecOutput = lab.pod_netns_exec(namespace, pod, &["sh", "-c", script]).await?;
+    Ok(output.stdout.trim().to_owned())
+}
+
+/// The file of a pod's network namespace, seen through the lab's pid 1: it is named in the lab's mounts only.
+pub(crate) fn netns(lab: &Lab, pod: &PodInfo) -> Result<PathBuf> {
+    let inside = lab.state_dir().join("nodes").join(&pod.node).join("netns").join(&pod.uid);
+    let outside = PathBuf::from(format!("/proc/{}/root", lab.pid()?));
+    Ok(outside.join(inside.strip_prefix("/")?))
+}
+
+/// Runs a closure on a thread that has entered the pod's network namespace. Sockets made there stay there.
+pub(crate) fn in_pod<T: Send + 'static>(lab: &Lab, pod: &PodInfo, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let path = netns(lab, pod)?;
+    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let thread = std::thread::spawn(move || -> Result<T> {
+        setns(&file, CloneFlags::CLONE_NEWNET).context("entering the pod's network namespace")?;
+        Ok(work())
+    });
+    match thread.join() {
+        Ok(result) => result,
+        Err(_) => bail!("the thread in the pod panicked"),
+    }
+}
+
+/// Connects from within a pod.
+pub(crate) fn connect(lab: &Lab, pod: &PodInfo, to: SocketAddr) -> Result<tokio::net::TcpStream> {
+    let stream = in_pod(lab, pod, move || TcpStream::connect_timeout(&to, Duration::from_secs(15)))??;
+    stream.set_nonblocking(true)?;
+    Ok(tokio::net::TcpStream::from_std(stream)?)
+}
+
+/// Listens within a pod, on all its addresses.
+pub(crate) fn listen(lab: &Lab, pod: &PodInfo, port: u16) -> Result<tokio::net::TcpListener> {
+    let listener = in_pod(lab, pod, move || TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)))??;
+    listener.set_nonblocking(true)?;
+    Ok(tokio::net::TcpListener::from_std(listener)?)
+}
+
+/// The addresses of a Service.
+pub(crate) async fn service_ips(lab: &Lab, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
+    for object in lab.objects(&[aquifer_objects::Kind::Service]).await? {
+        if let aquifer_objects::Object::Service(service) = &object
+            && object.namespace() == namespace
+            && object.name() == name
+        {
+            let spec = service.spec.as_ref().context("a spec")?;
+            return spec.cluster_ips.iter().flatten().map(|ip| Ok(ip.parse()?)).collect();
+        }
+    }
+    bail!("no service {namespace}/{name}")
+}

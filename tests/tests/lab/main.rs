@@ -1,0 +1,21 @@
+//! The mesh in the lab: real namespaces, the real kernel, the real binaries, programs that we did not write.
+//!
+//! ```text
+//! harness      a lab with the shop or the raw pods in it; sockets inside a pod's network namespace
+//! enrolment    the label on and off          authorization  policies and their effect on open connections
+//! mtls         STRICT, PERMISSIVE            endpoints      scaling, deletion under load, re-created addresses
+//! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
+//! churn        every process killed, in every order, under load
+//! ```
+//! Needs root. One lab per test, side by side.
+
+#![allow(clippy::disallowed_methods)] // tests read the environment and spawn tasks of their own
+
+mod authorization;
+mod churn;
+mod endpoints;
+mod enrolment;
+mod harness;
+mod mtls;
+mod rotation;
+mod transfer;

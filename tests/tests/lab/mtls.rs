@@ -1,0 +1,34 @@
+//! PeerAuthentication: plaintext refused and let in.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use aquifer_lab::LabOptions;
+
+use crate::harness::{access_lines, eventually, get, meshed_shop};
+
+const STRICT: &str = include_str!("../../../examples/shop/policies/strict.yaml");
+const PERMISSIVE: &str = include_str!("../../../examples/shop/policies/permissive.yaml");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strict_refuses_plaintext_and_permissive_lets_it_in() -> Result<()> {
+    let lab = meshed_shop(LabOptions::default()).await?;
+    let outside = async |to: &str| get(&lab, "outside", "client", to).await;
+    assert!(outside("http://payments.shop/").await?.ok(), "permissive is the default");
+
+    lab.apply(STRICT).await?;
+    eventually("STRICT refuses plaintext", Duration::from_secs(1), async || Ok(!outside("http://payments.shop/").await?.ok())).await?;
+    let pod = lab.pod("shop", "payments").await?;
+    let by_pod = outside(&format!("http://{}:8080/", pod.ipv4())).await?;
+    assert!(!by_pod.ok(), "by pod address: {by_pod:?}");
+    assert!(get(&lab, "shop", "orders", "http://payments/").await?.ok(), "STRICT cut a mesh client");
+    let source = lab.pod("outside", "client").await?;
+    let lines = access_lines(&lab, "node2", &[&format!("src.addr={}", source.ipv4()), "reason="]).await?;
+    assert!(!lines.is_empty(), "the refusal is not logged");
+    // A STRICT pod still passes its kubelet probes.
+    lab.wait_ready("shop", "payments", 1).await?;
+
+    lab.apply(PERMISSIVE).await?;
+    eventually("PERMISSIVE lets plaintext in", Duration::from_secs(1), async || Ok(outside("http://payments.shop/").await?.ok())).await?;
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Bytes: what goes in comes out, in order, whole, with its ends where the application put them.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aquifer_lab::{Lab, LabOptions, PodInfo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::harness::{access_lines, connect, listen, raw, service_ips};
+
+/// What the Service's port 7 leads to in the pod.
+const ECHO: u16 = 7007;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Pair {
+    client: PodInfo,
+    listener: TcpListener,
+    vips: Vec<IpAddr>,
+}
+
+/// A client pod, and a listener in the pod behind the Service.
+async fn pair(lab: &Lab, server: &str) -> Result<Pair> {
+    let pod = lab.pod("raw", server).await?;
+    Ok(Pair {
+        client: lab.pod("raw", "a").await?,
+        listener: listen(lab, &pod, ECHO)?,
+        vips: service_ips(lab, "raw", server).await?,
+    })
+}
+
+impl Pair {
+    async fn connected(&self, lab: &Lab, to: SocketAddr) -> Result<(TcpStream, TcpStream, SocketAddr)> {
+        let client = connect(lab, &self.client, to)?;
+        let (server, from) = timeout(PATIENCE, self.listener.accept()).await.context("nothing arrived")??;
+        Ok((client, server, from))
+    }
+}
+
+/// A cheap running digest (FNV-1a, 64 bits) with its length: enough to see a lost, doubled or swapped byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Digest {
+    hash: u64,
+    length: u64,
+}
+
+impl Digest {
+    const EMPTY: Self = Self { hash: 0xcbf2_9ce4_8422_2325, length: 0 };
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        for chunk in bytes {
+            self.hash = (self.hash ^ u64::from(*chunk)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+async fn send(mut stream: impl AsyncWriteExt + Unpin, total: u64, seed: u64) -> Result<Digest> {
+    let mut digest = Digest::EMPTY;
+    let mut state = seed | 1;
+    let mut buffer = vec![0u8; 64 << 10];
+    while digest.length < total {
+        for word in buffer.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        let now = usize::try_from((total - digest.length).min(buffer.len() as u64))?;
+        stream.write_all(&buffer[..now]).await?;
+        digest.add(&buffer[..now]);
+    }
+    stream.shutdown().await?;
+    Ok(digest)
+}
+
+async fn receive(mut stream: impl AsyncReadExt + Unpin) -> Result<Digest> {
+    let mut digest = Digest::EMPTY;
+    let mut buffer = vec![0u8; 256 << 10];
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(digest),
+            read => digest.add(&buffer[..read]),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_megabytes_each_way_at_once_arrive_whole() -> Result<()> {
+    const TOTAL: u64 = 100_000_000;
+    let lab = raw(LabOptions::default()).await?;
+    for server in ["b", "c"] {
+        let pair = pair(&lab, server).await?;
+        let (client, server_side, _) = pair.connected(&lab, (pair.vips[0], 7).into()).await?;
+        let (client_read, client_write) = client.into_split();
+        let (server_read, server_write) = server_side.into_split();
+        let all = async { tokio::try_join!(send(client_write, TOTAL, 7), receive(server_read), send(server_write, TOTAL, 11), receive(client_read)) };
+        let (up_sent, up_got, down_sent, down_got) = timeout(PATIENCE * 3, all).await.context("not done in 3 minutes")??;
+        assert_eq!(up_sent, up_got, "client to {server}");
+        assert_eq!(down_sent, down_got, "{server} to client");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn either_side_may_close_its_half_first() -> Result<()> {
+    let lab = raw(LabOptions::default()).await?;
+    for server in ["b", "c"] {
+        let pair = pair(&lab, server).await?;
+        for client_first in [true, false] {
+            let (client, other, _) = pair.connected(&lab, (pair.vips[0], 7).into()).await?;
+            let (mut first, mut second) = if client_first { (client, other) } else { (other, client) };
+            first.write_all(b"question").await?;
+            first.shutdown().await?;
+            let mut heard = Vec::new();
+            timeout(PATIENCE, second.read_to_end(&mut heard)).await.context("the end of the first half did not arrive")??;
+            assert_eq!(heard, b"question");
+            // The other half still carries bytes, long after.
+            for _ in 0..3 {
+                second.write_all(b"answer").await?;
+                let mut part = [0; 6];
+                timeout(PATIENCE, first.read_exact(&mut part)).await.context("the open half is dead")??;
+                assert_eq!(&part, b"answer");
+            }
+            second.shutdown().await?;
+            let mut rest = Vec::new();
+            timeout(PATIENCE, first.read_to_end(&mut rest)).await.context("the end of the second half did not arrive")??;
+            assert!(rest.is_empty());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_sees_the_client_s_own_address_in_both_families() -> Result<()> {
+    let lab = raw(LabOptions::default()).await?;
+    let server = lab.pod("raw", "b").await?;
+    let pair = pair(&lab, "b").await?;
+    let by_pod = server.ips.iter().map(|ip| SocketAddr::new(*ip, ECHO));
+    let by_service = pair.vips.iter().map(|ip| SocketAddr::new(*ip, 7));
+    let targets: Vec<SocketAddr> = by_pod.chain(by_service).collect();
+    assert!(targets.iter().any(SocketAddr::is_ipv6) && targets.iter().any(SocketAddr::is_ipv4));
+    for to in targets {
+        let (mut client, mut other, from) = pair.connected(&lab, to).await.with_context(|| format!("to {to}"))?;
+        assert_eq!(from.ip().is_ipv6() && from.ip().to_canonical().is_ipv6(), to.is_ipv6());
+        assert!(pair.client.ips.contains(&from.ip().to_canonical()), "{to}: the server saw {from}");
+        other.write_all(b"hello").await?;
+        let mut heard = [0; 5];
+        timeout(PATIENCE, client.read_exact(&mut heard)).await??;
+    }
+    let v6 = pair.client.ipv6().context("IPv6")?;
+    let lines = access_lines(&lab, "node2", &["direction=\"inbound\"", &v6.to_string()]).await?;
+    assert!(!lines.is_empty(), "IPv6 did not ride HBONE");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_port_and_a_silent_host_look_as_they_do_without_a_mesh() -> Result<()> {
+    let lab = raw(LabOptions::default().ztunnel_var("CONNECT_TIMEOUT", "3s")).await?;
+    let client = lab.pod("raw", "a").await?;
+    let vip = service_ips(&lab, "raw", "b").await?[0];
+    let pod = lab.pod("raw", "b").await?.ipv4();
+    for to in [SocketAddr::new(vip, 81), SocketAddr::new(pod, 8181)] {
+        // The proxy has accepted before it can know: the refusal shows as a reset, never as a silent end.
+        let error = match connect(&lab, &client, to) {
+            Err(error) => error.downcast::<std::io::Error>()?.kind(),
+            Ok(mut stream) => {
+                let mut byte = [0; 1];
+                let read = timeout(Duration::from_secs(10), stream.read(&mut byte)).await.context("no end within 10 s")?;
+                read.expect_err("a closed port must not look like an orderly end").kind()
+            }
+        };
+        assert!(matches!(error, ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused), "{to}: {error:?}");
+    }
+    // A host that never answers: the connection ends with the connect time-out, not at once and not never.
+    let silent: SocketAddr = "198.18.99.99:80".parse()?;
+    lab.node_exec("node1", &["nft", "add table inet hole; add chain inet hole f { type filter hook forward priority -300; }; add rule inet hole f ip daddr 198.18.99.99 drop"]).await?;
+    lab.node_exec("node1", &["ip", "route", "add", "198.18.99.99/32", "dev", "eth0"]).await?;
+    let mut stream = connect(&lab, &client, silent)?;
+    let mut byte = [0; 1];
+    let ended = timeout(Duration::from_secs(60), stream.read(&mut byte)).await.context("no end within a minute")?;
+    assert!(!matches!(ended, Ok(1..)), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_connections_at_once_all_get_their_own_answer() -> Result<()> {
+    const COUNT: usize = 1000;
+    for workers in [1, 2] {
+        let lab = raw(LabOptions { workers: Some(workers), ..LabOptions::default() }).await?;
+        let pair = pair(&lab, "b").await?;
+        let to = SocketAddr::new(pair.vips[0], 7);
+        let clients = crate::harness::in_pod(&lab, &pair.client, move || {
+            (0..COUNT).map(|_| std::net::TcpStream::connect_timeout(&to, PATIENCE)).collect::<std::io::Result<Vec<_>>>()
+        })??;
+        let echo = tokio::task::spawn(async move {
+            let mut held = tokio::task::JoinSet::new();
+            for _ in 0..COUNT {
+                let (mut stream, _) = pair.listener.accept().await?;
+                held.spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+            while let Some(done) = held.join_next().await {
+                done??;
+            }
+            anyhow::Ok(())
+        });
+        let mut streams = Vec::new();
+        for client in clients {
+            client.set_nonblocking(true)?;
+            streams.push(TcpStream::from_std(client)?);
+        }
+        // All are open before the first one speaks.
+        for (at, stream) in streams.iter_mut().enumerate() {
+            stream.write_all(&(at as u64).to_le_bytes()).await?;
+        }
+        for (at, stream) in streams.iter_mut().enumerate() {
+            let mut answer = [0; 8];
+            timeout(PATIENCE, stream.read_exact(&mut answer)).await.with_context(|| format!("connection {at}"))??;
+            assert_eq!(u64::from_le_bytes(answer), at as u64);
+        }
+        drop(streams);
+        timeout(PATIENCE, echo).await.context("the server's side did not end")???;
+        lab.down().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_speaks_first_is_heard() -> Result<()> {
+    let lab = raw(LabOptions::default()).await?;
+    let pod = lab.pod("raw", "b").await?;
+    // A real SMTP server; curl is the mail client. It waits for the server's greeting before it says a word.
+    let port = ECHO.to_string();
+    let _server = lab.spawn("raw", "b", &["msmtpd", "--interface=0.0.0.0", &format!("--port={port}"), "--command=cat > /tmp/mail; true"])?;
+    let vip = service_ips(&lab, "raw", "b").await?[0];
+    let script = format!(
+        "printf 'From: a@shop\\r\\nTo: b@shop\\r\\nSubject: hi\\r\\n\\r\\nhello there\\r\\n' > /tmp/m; \
+         for i in 1 2 3 4 5 6 7 8 9 10; do curl -sv -m 10 smtp://{vip}:7 --mail-from a@shop --mail-rcpt b@shop -T /tmp/m && exit 0; sleep 0.2; done; exit 1"
+    );
+    let output = lab.exec("raw", "a", &["sh", "-c", &script]).await?;
+    assert!(output.ok(), "{}", output.stderr);
+    assert!(output.stderr.contains("< 220"), "no greeting: {}", output.stderr);
+    let mail = lab.exec("raw", "b", &["cat", "/tmp/mail"]).await?;
+    assert!(mail.stdout.contains("hello there"), "{mail:?} in {}", pod.name);
+    assert!(!access_lines(&lab, "node1", &["direction=\"outbound\"", "sa/b"]).await?.is_empty(), "it did not ride HBONE");
+    Ok(())
+}
