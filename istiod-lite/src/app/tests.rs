@@ -476,9 +476,10 @@ async fn conditions_are_written_once() {
 
 #[tokio::test]
 async fn one_line_says_why_it_cannot_start() {
+    type Edit = Box<dyn FnOnce(&mut Config)>;
     let world = World::new();
     let taken = StdListener::bind("127.0.0.1:0").unwrap();
-    let start = |edit: Box<dyn FnOnce(&mut Config)>| async {
+    let start = |edit: Edit| async {
         let mut config = world.config();
         edit(&mut config);
         format!("{:#}", App::start(config).await.err().expect("a refusal"))
@@ -486,7 +487,7 @@ async fn one_line_says_why_it_cannot_start() {
     let missing: PathBuf = world.path("nowhere");
     let file: PathBuf = world.path("jwks.json");
     let address = taken.local_addr().unwrap();
-    let table: Vec<(Box<dyn FnOnce(&mut Config)>, Vec<String>)> = vec![
+    let table: Vec<(Edit, Vec<String>)> = vec![
         (
             Box::new(move |c| c.listen.secure = address),
             vec!["SECURE_GRPC_ADDR".into(), address.to_string(), "in use".into()],
