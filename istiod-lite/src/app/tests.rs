@@ -28,6 +28,8 @@ use tonic::{Code, Request, Status, Streaming};
 use super::*;
 use crate::test_support::{ISSUER, Signer, claims, write_jwks};
 
+mod clients;
+
 /// Five times what a push may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 const NAME: &str = "istiod.istio-system.svc";
