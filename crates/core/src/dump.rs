@@ -1,5 +1,8 @@
 //! The state as `/config_dump` shows it: the keys and spellings that Istio's tools read.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};

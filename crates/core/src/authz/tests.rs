@@ -213,9 +213,9 @@ fn service_accounts_are_compared_without_the_trust_domain() {
 fn text_match(m: &StringMatch, text: &str) -> bool {
     match m {
         StringMatch::Exact(x) => text == &**x,
-        StringMatch::Prefix(x) => text.len() >= x.len() && &text[..x.len()] == &**x,
-        StringMatch::Suffix(x) => text.len() >= x.len() && &text[text.len() - x.len()..] == &**x,
-        StringMatch::Presence => text != "",
+        StringMatch::Prefix(x) => text.len() >= x.len() && text[..x.len()] == **x,
+        StringMatch::Suffix(x) => text.len() >= x.len() && text[text.len() - x.len()..] == **x,
+        StringMatch::Presence => !text.is_empty(),
     }
 }
 

@@ -1,0 +1,69 @@
+//! Against entries of the reference proxy's config_dump.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::{
+    fixtures::{ip, mesh, pod, service},
+    policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch},
+    service::{IpFamilies, Service},
+    state::Update,
+    workload::{Locality, Workload},
+};
+
+#[test]
+fn entries_look_as_istios_tools_expect() {
+    let recorded = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/recordings/ztunnel/config_dump.json");
+    let recorded: Value = serde_json::from_slice(&std::fs::read(recorded).unwrap()).unwrap();
+    let entry = |kind: &str, name: &str| {
+        recorded[kind].as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap().clone()
+    };
+
+    let locked = Workload {
+        uid: "Kubernetes//Pod/amb/locked".into(),
+        namespace: "amb".into(),
+        service_account: "server".into(),
+        addresses: vec![ip(entry("workloads", "locked")["workloadIps"][0].as_str().unwrap())],
+        node: "node1".into(),
+        locality: Locality { region: "eu".into(), zone: "eu-1".into(), subzone: "rack-0".into() },
+        authorization_policies: vec!["amb/locked".parse().unwrap()],
+        ..pod("locked", &[])
+    }
+    .of("amb/locked.amb.svc.cluster.local", &[]);
+    let vip = entry("services", "empty")["vips"][0].as_str().unwrap()[1..].to_owned();
+    let empty = Service {
+        name: "empty".into(),
+        canonical: true,
+        ip_families: IpFamilies::Ipv4Only,
+        ..service("amb/empty.amb.svc.cluster.local", &[&vip], &[(80, 8080)])
+    };
+    let nobody = Match { namespaces: vec![StringMatch::Exact("nobody".into())], ..Default::default() };
+    let policy = Policy {
+        key: "amb/locked".parse().unwrap(),
+        scope: Scope::WorkloadSelector,
+        action: Action::Allow,
+        rules: vec![Rule { clauses: vec![Clause { matches: vec![nobody] }] }],
+        dry_run: false,
+    };
+    let mut state = mesh([locked], [empty]);
+    state.apply(Update::Policy(Arc::new(policy)));
+    let expected = json!({
+        "workloads": [entry("workloads", "locked")],
+        "services": [entry("services", "empty")],
+        "policies": [entry("policies", "locked")],
+    });
+    assert_eq!(serde_json::to_value(state.dump()).unwrap(), expected);
+}
+
+#[test]
+fn endpoints_stand_under_their_service() {
+    let state = mesh([pod("a", &["10.0.0.1"]).of("ns/web", &[(80, 8080)])], [service("ns/web", &[], &[(80, 0)])]);
+    let dump = serde_json::to_value(state.dump()).unwrap();
+    let uid = "Kubernetes//Pod/ns/a";
+    assert_eq!(
+        dump["services"][0]["endpoints"][uid],
+        json!({"workloadUid": uid, "port": {"80": 8080}, "status": "Healthy"})
+    );
+    assert_eq!(dump["services"][0]["ports"], json!({"80": 0}));
+}
