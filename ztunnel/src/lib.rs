@@ -26,3 +26,5 @@ pub mod metrics;
 pub mod proxy;
 pub mod records;
 pub mod socket;
+#[cfg(test)]
+mod testing;

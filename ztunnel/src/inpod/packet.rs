@@ -89,8 +89,8 @@ impl PacketSocket {
 fn receive(fd: RawFd) -> Result<Packet, PacketError> {
     // One byte more than allowed, so that the kernel's truncation flag isn't the only witness.
     let mut buffer = [0; MAX_PACKET];
-    // Room for a few more than allowed: those that don't fit would be closed unseen, and we want to say how many came.
-    let mut control = cmsg_space!([RawFd; 8]);
+    // Room for all that the kernel passes at once (unix(7)): of a truncated list we couldn't close those that came.
+    let mut control = cmsg_space!([RawFd; 253]);
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let message =
         recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC).map_err(io::Error::from)?;
