@@ -4,8 +4,8 @@ mod authorization_policy;
 mod peer_authentication;
 
 pub use authorization_policy::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition as WhenCondition, ExtensionProvider, From as RuleFrom,
-    Operation, Rule, Source, TargetRef, To as RuleTo,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition as WhenCondition, ExtensionProvider,
+    From as RuleFrom, Operation, Rule, Source, TargetRef, To as RuleTo,
 };
 pub use peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication, PeerAuthenticationSpec};
 

@@ -22,7 +22,7 @@ pub mod kinds;
 pub mod parse;
 pub mod validate;
 
-pub use folder::{Folder, FolderError, Watch, Writer, WriteError};
+pub use folder::{Folder, FolderError, Watch, WriteError, Writer};
 pub use kinds::{Kind, Object, ObjectKey};
 
 /// One change of the watched objects.

@@ -58,6 +58,13 @@ pub fn parse_manifest(file: &Path, text: &str) -> Result<Vec<Object>, ManifestEr
     Ok(objects)
 }
 
+/// Reads one object from JSON, as an API server sends it.
+pub fn parse_object(mut value: Value) -> Result<Object, ManifestError> {
+    fill_in(&mut value);
+    let object = key_of(&value).and_then(|key| typed(key.kind, &value));
+    object.map_err(|(field, message)| ManifestError { file: PathBuf::new(), line: 0, field, message })
+}
+
 /// One document of a file: its text and where it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Document<'a> {
@@ -72,7 +79,8 @@ pub(crate) fn split(text: &str) -> Vec<Document<'_>> {
     let (mut start, mut start_line, mut offset) = (0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let next = offset + line.len();
-        let marker = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if marker {
             documents.push(Document { text: &text[start..offset], lines_before: start_line });
             (start, start_line) = (next, number + 1);
@@ -88,9 +96,15 @@ impl Document<'_> {
     pub(crate) fn value(&self, file: &Path) -> Result<Option<Value>, ManifestError> {
         let syntax = |error: serde_norway::Error| {
             let line = error.location().map_or(0, |at| at.line() + self.lines_before);
-            ManifestError { file: file.to_owned(), line, field: String::new(), message: without_location(&error.to_string()) }
+            ManifestError {
+                file: file.to_owned(),
+                line,
+                field: String::new(),
+                message: without_location(&error.to_string()),
+            }
         };
-        let mut yaml = serde_norway::Value::deserialize(serde_norway::Deserializer::from_str(self.text)).map_err(syntax)?;
+        let mut yaml =
+            serde_norway::Value::deserialize(serde_norway::Deserializer::from_str(self.text)).map_err(syntax)?;
         yaml.apply_merge().map_err(syntax)?;
         if yaml.is_null() {
             return Ok(None);
@@ -136,11 +150,15 @@ pub(crate) fn key_of(value: &Value) -> Result<ObjectKey, (String, String)> {
             return Err((pointer[1..].replace('/', "."), "expected a string".to_owned()));
         }
     }
-    let kind_name = text("/kind").ok_or_else(|| ("kind".to_owned(), format!("is missing; known kinds: {}", known_kinds())))?;
+    let kind_name =
+        text("/kind").ok_or_else(|| ("kind".to_owned(), format!("is missing; known kinds: {}", known_kinds())))?;
     let api_version = text("/apiVersion").ok_or_else(|| ("apiVersion".to_owned(), "is missing".to_owned()))?;
     let kind = Kind::from_manifest(api_version, kind_name).ok_or_else(|| {
         if Kind::ALL.iter().any(|kind| kind.as_str() == kind_name) {
-            ("apiVersion".to_owned(), format!("{kind_name} is not known in {api_version}; known kinds: {}", known_kinds()))
+            (
+                "apiVersion".to_owned(),
+                format!("{kind_name} is not known in {api_version}; known kinds: {}", known_kinds()),
+            )
         } else {
             ("kind".to_owned(), UnknownKind(kind_name.to_owned()).to_string())
         }

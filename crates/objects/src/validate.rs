@@ -57,7 +57,12 @@ fn metadata(meta: &ObjectMeta, errors: &mut Errors) {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         let ends = part.starts_with(['-', '.']) || part.ends_with(['-', '.']);
         if part.is_empty() || part.len() > 253 || !part.chars().all(allowed) || ends {
-            errors.add(field, format!("{part:?} must be lower case letters, digits, '-' and '.', with a letter or digit at both ends"));
+            errors.add(
+                field,
+                format!(
+                    "{part:?} must be lower case letters, digits, '-' and '.', with a letter or digit at both ends"
+                ),
+            );
         }
     }
 }
@@ -180,7 +185,11 @@ fn source(path: &str, source: &Source, errors: &mut Errors) {
                 ip_block(value, &path, errors);
             } else if name.to_ascii_lowercase().ends_with("serviceaccounts") {
                 // Istio: `<namespace>/<name>` or `<name>`, no wildcards.
-                if value.contains('*') || value.matches('/').count() > 1 || value.starts_with('/') || value.ends_with('/') {
+                if value.contains('*')
+                    || value.matches('/').count() > 1
+                    || value.starts_with('/')
+                    || value.ends_with('/')
+                {
                     errors.add(path, format!("{value:?} must be <namespace>/<name> or <name>, without wildcards"));
                 }
             }

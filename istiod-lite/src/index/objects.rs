@@ -23,7 +23,10 @@ impl Name {
     }
 
     pub(super) fn of(meta: &ObjectMeta) -> Self {
-        Self { namespace: meta.namespace.as_deref().unwrap_or_default().into(), name: meta.name.as_deref().unwrap_or_default().into() }
+        Self {
+            namespace: meta.namespace.as_deref().unwrap_or_default().into(),
+            name: meta.name.as_deref().unwrap_or_default().into(),
+        }
     }
 }
 
@@ -182,7 +185,11 @@ impl Objects {
         }
     }
 
-    pub(super) fn insert_peer_authentication(&mut self, name: &Name, policy: Arc<PeerAuthentication>) -> Option<Arc<PeerAuthentication>> {
+    pub(super) fn insert_peer_authentication(
+        &mut self,
+        name: &Name,
+        policy: Arc<PeerAuthentication>,
+    ) -> Option<Arc<PeerAuthentication>> {
         let old = self.namespace_mut(&name.namespace).peer_authentications.insert(name.name.clone(), policy);
         self.peer_authentication_count += usize::from(old.is_none());
         old

@@ -74,10 +74,14 @@ pub fn converted<'a>(
     }
     let rules = match effect.rest {
         // Any of these ports, and not authenticated.
-        Mode::Permissive => effect.exceptions.iter().map(|port| Rule { clauses: vec![unauthenticated(Some(*port))] }).collect(),
+        Mode::Permissive => {
+            effect.exceptions.iter().map(|port| Rule { clauses: vec![unauthenticated(Some(*port))] }).collect()
+        }
         // None of these ports, and not authenticated.
         Mode::Strict => {
-            let exempt = |port: &u32| Clause { matches: vec![Match { not_destination_ports: vec![*port], ..Default::default() }] };
+            let exempt = |port: &u32| Clause {
+                matches: vec![Match { not_destination_ports: vec![*port], ..Default::default() }],
+            };
             let clauses = effect.exceptions.iter().map(exempt).chain([unauthenticated(None)]);
             vec![Rule { clauses: clauses.collect() }]
         }
@@ -124,7 +128,8 @@ impl Effect {
     fn of(policy: &PeerAuthentication, inherited: Mode) -> Self {
         let rest = Mode::said(policy.spec.mtls.as_ref()).unwrap_or(inherited);
         let differs = |mtls: &MutualTls| Mode::said(Some(mtls)).is_some_and(|mode| mode != rest);
-        let exceptions = policy.spec.port_level_mtls.iter().filter(|(_, mtls)| differs(mtls)).map(|(port, _)| *port).collect();
+        let exceptions =
+            policy.spec.port_level_mtls.iter().filter(|(_, mtls)| differs(mtls)).map(|(port, _)| *port).collect();
         Self { exceptions, rest }
     }
 }
@@ -165,6 +170,7 @@ fn deny(name: String, namespace: String, rules: Vec<Rule>) -> Authorization {
 /// Matches who has no identity, on one port or on any.
 fn unauthenticated(port: Option<u32>) -> Clause {
     let anybody = StringMatch { match_type: Some(MatchType::Presence(())) };
-    let found = Match { not_principals: vec![anybody], destination_ports: port.into_iter().collect(), ..Default::default() };
+    let found =
+        Match { not_principals: vec![anybody], destination_ports: port.into_iter().collect(), ..Default::default() };
     Clause { matches: vec![found] }
 }

@@ -12,7 +12,9 @@ use std::net::IpAddr;
 
 use aquifer_objects::crds::{Action, AuthorizationPolicy, Operation, Rule, Source, WhenCondition};
 use aquifer_proto::security::string_match::MatchType;
-use aquifer_proto::security::{self as proto, Address, Authorization, Clause, Match, Scope, ServiceAccountMatch, StringMatch};
+use aquifer_proto::security::{
+    self as proto, Address, Authorization, Clause, Match, Scope, ServiceAccountMatch, StringMatch,
+};
 
 use super::{Labels, Mesh, address_bytes};
 
@@ -48,8 +50,7 @@ impl Translated {
 pub fn translate(policy: &AuthorizationPolicy, mesh: &Mesh) -> Translated {
     let namespace = policy.metadata.namespace.clone().unwrap_or_default();
     let name = policy.metadata.name.clone().unwrap_or_default();
-    let dry_run = policy.metadata.annotations.as_ref().and_then(|all| all.get("istio.io/dry-run"));
-    if dry_run.is_some_and(|value| is_true(value)) {
+    if is_dry_run(policy) {
         return Translated::Unsupported(format!(
             "found policy \"{namespace}/{name}\" using dry-run annotation, but support for ambient dry-run authorizationPolicies isn't enabled"
         ));
@@ -84,6 +85,11 @@ pub fn translate(policy: &AuthorizationPolicy, mesh: &Mesh) -> Translated {
     Translated::Sent { authorization, left_out, usable }
 }
 
+/// Whether the policy is sent, without translating it.
+pub fn is_sent(policy: &AuthorizationPolicy) -> bool {
+    matches!(policy.spec.action, Action::Allow | Action::Deny) && !has_targets(policy) && !is_dry_run(policy)
+}
+
 /// Whether waypoints enforce the policy.
 pub fn has_targets(policy: &AuthorizationPolicy) -> bool {
     policy.spec.target_ref.is_some() || !policy.spec.target_refs.is_empty()
@@ -107,7 +113,11 @@ fn clauses(rule: &Rule, namespace: &str, left_out: &mut BTreeSet<String>) -> Vec
         clauses.push(Clause { matches });
     }
     if !rule.from.is_empty() {
-        let matches = rule.from.iter().map(|from| source(&from.source.clone().unwrap_or_default(), namespace, left_out)).collect();
+        let matches = rule
+            .from
+            .iter()
+            .map(|from| source(&from.source.clone().unwrap_or_default(), namespace, left_out))
+            .collect();
         clauses.push(Clause { matches });
     }
     clauses.extend(rule.when.iter().map(|when| Clause { matches: vec![condition(when, left_out)] }));
@@ -212,7 +222,8 @@ fn block(value: &str) -> Option<Address> {
     Some(Address { address: address_bytes(ip), length })
 }
 
-/// As Go's strconv.ParseBool, by which the annotation is defined.
-fn is_true(value: &str) -> bool {
-    matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True")
+fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
+    let value = policy.metadata.annotations.as_ref().and_then(|all| all.get("istio.io/dry-run"));
+    // The values of Go's strconv.ParseBool, by which the annotation is defined.
+    value.is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
 }

@@ -116,15 +116,18 @@ fn vips(service: &Service) -> Vec<&str> {
         many => many.iter().map(String::as_str).collect(),
     };
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.iter().flat_map(|status| status.ingress.iter().flatten()).filter_map(|ingress| ingress.ip.as_deref());
+    let ingress =
+        status.iter().flat_map(|status| status.ingress.iter().flatten()).filter_map(|ingress| ingress.ip.as_deref());
     cluster.into_iter().chain(ingress).filter(|ip| !ip.is_empty() && *ip != "None").collect()
 }
 
 fn ip_families(spec: &ServiceSpec, addresses: &[NetworkAddress]) -> IpFamilies {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     // A manifest that no API server has seen may lack the families; the addresses tell them.
-    let v4 = families.iter().any(|family| family == "IPv4") || (families.is_empty() && addresses.iter().any(|at| at.address.len() == 4));
-    let v6 = families.iter().any(|family| family == "IPv6") || (families.is_empty() && addresses.iter().any(|at| at.address.len() == 16));
+    let v4 = families.iter().any(|family| family == "IPv4")
+        || (families.is_empty() && addresses.iter().any(|at| at.address.len() == 4));
+    let v6 = families.iter().any(|family| family == "IPv6")
+        || (families.is_empty() && addresses.iter().any(|at| at.address.len() == 16));
     match (v4, v6) {
         (true, true) => IpFamilies::Dual,
         (true, false) => IpFamilies::Ipv4Only,
@@ -141,7 +144,9 @@ fn load_balancing(service: &Service, namespace: Option<&Namespace>) -> Option<Lo
         match distribution(service, namespace) {
             Distribution::Any => (&[], Mode::UnspecifiedMode),
             Distribution::Zone => (&[Scope::Network, Scope::Region, Scope::Zone], Mode::Failover),
-            Distribution::Node => (&[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node], Mode::Failover),
+            Distribution::Node => {
+                (&[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node], Mode::Failover)
+            }
         }
     };
     let not_ready_too = spec.publish_not_ready_addresses == Some(true);

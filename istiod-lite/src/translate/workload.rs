@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use aquifer_proto::workload::{
-    self as proto, Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+    Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -34,7 +34,8 @@ pub fn pod<'a>(
     let (workload_name, workload_type) = (workload_name(pod), WorkloadType::Pod);
     let (canonical_name, canonical_revision) = canonical_service(labels, &workload_name);
     let tunnel = tunnel(pod);
-    let account = spec.service_account_name.as_deref().or(spec.service_account.as_deref()).filter(|name| !name.is_empty());
+    let account =
+        spec.service_account_name.as_deref().or(spec.service_account.as_deref()).filter(|name| !name.is_empty());
     Some(Workload {
         uid: pod_uid(mesh, &namespace, &name),
         network: mesh.network.clone(),
@@ -47,7 +48,8 @@ pub fn pod<'a>(
         services: pod_services(pod, services, mesh),
         authorization_policies: policies,
         status: if healthy(pod) { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy }.into(),
-        network_mode: if spec.host_network == Some(true) { NetworkMode::HostNetwork } else { NetworkMode::Standard }.into(),
+        network_mode: if spec.host_network == Some(true) { NetworkMode::HostNetwork } else { NetworkMode::Standard }
+            .into(),
         tunnel_protocol: if tunnel == Tunnel::None { TunnelProtocol::None } else { TunnelProtocol::Hbone }.into(),
         native_tunnel: tunnel == Tunnel::Native,
         workload_name,
@@ -68,7 +70,9 @@ pub fn endpoint_slice(slice: &EndpointSlice, service: &Service, mesh: &Mesh) -> 
     let Some(service_name) = service.metadata.name.as_deref() else {
         return Vec::new();
     };
-    if slice.address_type == "FQDN" || service.spec.as_ref().is_none_or(|spec| spec.type_.as_deref() == Some("ExternalName")) {
+    if slice.address_type == "FQDN"
+        || service.spec.as_ref().is_none_or(|spec| spec.type_.as_deref() == Some("ExternalName"))
+    {
         return Vec::new();
     }
     let services = BTreeMap::from([(mesh.service_resource(namespace, service_name), slice_ports(slice, service))]);
@@ -124,7 +128,11 @@ pub fn aliases(workload: &Workload) -> Vec<String> {
 fn pod_addresses(pod: &Pod) -> Option<Vec<IpAddr>> {
     let status = pod.status.as_ref()?;
     let many: Vec<&str> = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).collect();
-    let texts = if many.is_empty() { status.pod_ip.iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect() } else { many };
+    let texts = if many.is_empty() {
+        status.pod_ip.iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect()
+    } else {
+        many
+    };
     let addresses: Option<Vec<IpAddr>> = texts.into_iter().map(|ip| ip.parse().ok()).collect();
     addresses.filter(|addresses| !addresses.is_empty())
 }
@@ -171,7 +179,8 @@ fn locality(node: &Node) -> Option<Locality> {
 /// The name of what the pod is one of: its label says, else its owner, else it stands for itself.
 fn workload_name(pod: &Pod) -> String {
     let labels = pod.metadata.labels.as_ref();
-    let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str).filter(|value| !value.is_empty());
+    let label =
+        |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str).filter(|value| !value.is_empty());
     if let Some(name) = label("service.istio.io/workload-name") {
         return name.to_owned();
     }
@@ -207,10 +216,16 @@ fn canonical_service(labels: Option<&Labels>, workload_name: &str) -> (String, S
     )
 }
 
-fn pod_services<'a>(pod: &Pod, services: impl IntoIterator<Item = &'a Service>, mesh: &Mesh) -> BTreeMap<String, PortList> {
+fn pod_services<'a>(
+    pod: &Pod,
+    services: impl IntoIterator<Item = &'a Service>,
+    mesh: &Mesh,
+) -> BTreeMap<String, PortList> {
     let mut lists = BTreeMap::new();
     for service in services {
-        let (Some(spec), Some(name), Some(namespace)) = (&service.spec, &service.metadata.name, &service.metadata.namespace) else {
+        let (Some(spec), Some(name), Some(namespace)) =
+            (&service.spec, &service.metadata.name, &service.metadata.namespace)
+        else {
             continue;
         };
         if !service_selects(service, pod) {
@@ -241,26 +256,31 @@ pub fn service_selects(service: &Service, pod: &Pod) -> bool {
 fn named_port(pod: &Pod, name: &str) -> Option<u32> {
     let spec = pod.spec.as_ref()?;
     // Native sidecars (restartable init containers) serve ports as well.
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    let mut named = ports.filter(|port| port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+    let mut named =
+        ports.filter(|port| port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == "TCP");
     named.next().map(|port| port.container_port.unsigned_abs())
 }
 
 /// The slice's TCP ports, joined with the Service's by name.
 fn slice_ports(slice: &EndpointSlice, service: &Service) -> PortList {
     let service_ports = service.spec.as_ref().map(ports).unwrap_or_default();
-    let joined = slice.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP").filter_map(|port| {
-        let name = port.name.as_deref().unwrap_or_default();
-        let of_service = service_ports
-            .iter()
-            .find(|candidate| candidate.name.as_deref().unwrap_or_default() == name && candidate.protocol.as_deref() != Some("UDP"))?;
-        Some(Port { service_port: of_service.port.unsigned_abs(), target_port: port.port?.unsigned_abs(), app_protocol: 0 })
-    });
+    let joined =
+        slice.ports.iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP").filter_map(
+            |port| {
+                let name = port.name.as_deref().unwrap_or_default();
+                let of_service = service_ports.iter().find(|candidate| {
+                    candidate.name.as_deref().unwrap_or_default() == name
+                        && candidate.protocol.as_deref() != Some("UDP")
+                })?;
+                Some(Port {
+                    service_port: of_service.port.unsigned_abs(),
+                    target_port: port.port?.unsigned_abs(),
+                    app_protocol: 0,
+                })
+            },
+        );
     PortList { ports: joined.collect() }
-}
-
-/// Wraps a workload as the resource that is sent.
-pub fn address(workload: Workload) -> proto::Address {
-    proto::Address { r#type: Some(proto::address::Type::Workload(workload)) }
 }

@@ -92,7 +92,9 @@ impl Store {
                 below.insert(child);
             }
             let gone = |known: &&PathBuf| {
-                known.strip_prefix(path).is_ok_and(|rest| rest.iter().next().is_none_or(|first| !below.contains(&path.join(first))))
+                known
+                    .strip_prefix(path)
+                    .is_ok_and(|rest| rest.iter().next().is_none_or(|first| !below.contains(&path.join(first))))
             };
             let gone: Vec<PathBuf> = self.known().filter(gone).cloned().collect();
             gone.iter().for_each(|path| self.forget(path));
@@ -160,7 +162,11 @@ impl Store {
         let mut manifests = parts.iter().filter(|(origin, _)| matches!(origin, Origin::Manifest(..)));
         let manifest = manifests.next();
         if let (Some((first, _)), Some((second, _))) = (manifest, manifests.next()) {
-            tracing::error!("{}: {key} stands in {} already, which counts", second.path().display(), first.path().display());
+            tracing::error!(
+                "{}: {key} stands in {} already, which counts",
+                second.path().display(),
+                first.path().display()
+            );
         }
         let managed = parts.iter().filter(|(origin, _)| matches!(origin, Origin::Managed(..))).map(|(_, value)| value);
         let Some(mut merged) = merge::merge(manifest.map(|(_, value)| value), managed) else {
@@ -231,7 +237,12 @@ impl Store {
     }
 }
 
-fn managed(path: &Path, text: &str, manager: &str, key: &ObjectKey) -> Result<Vec<(ObjectKey, Origin, Value)>, ManifestError> {
+fn managed(
+    path: &Path,
+    text: &str,
+    manager: &str,
+    key: &ObjectKey,
+) -> Result<Vec<(ObjectKey, Origin, Value)>, ManifestError> {
     let mut documents = parse::split(text).into_iter();
     let Some(document) = documents.next() else {
         return Ok(Vec::new());

@@ -232,7 +232,9 @@ fn take(root: &Path, step: &Step) -> Vec<std::path::PathBuf> {
         Step::Manifest(file, objects) => {
             let text: Vec<String> = objects
                 .iter()
-                .map(|(name, label)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: n{name}, labels: {{l: v{label}}}}}\n"))
+                .map(|(name, label)| {
+                    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: n{name}, labels: {{l: v{label}}}}}\n")
+                })
                 .collect();
             write(&root.join(FILES[*file]), &text.join("---\n"));
             vec![root.join(FILES[*file])]
@@ -244,12 +246,25 @@ fn take(root: &Path, step: &Step) -> Vec<std::path::PathBuf> {
         Step::Managed(manager, name, label, creates) => {
             let key = ObjectKey::new(Kind::Namespace, "", &format!("n{name}"));
             let path = super::managed_path(root, MANAGERS[*manager], &key);
-            let birth = if *creates { format!(", uid: u{manager}, creationTimestamp: '2026-01-01T00:00:00Z'") } else { String::new() };
-            write(&path, &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: n{name}, annotations: {{a{manager}: v{label}}}{birth}}}\n"));
+            let birth = if *creates {
+                format!(", uid: u{manager}, creationTimestamp: '2026-01-01T00:00:00Z'")
+            } else {
+                String::new()
+            };
+            write(
+                &path,
+                &format!(
+                    "apiVersion: v1\nkind: Namespace\nmetadata: {{name: n{name}, annotations: {{a{manager}: v{label}}}{birth}}}\n"
+                ),
+            );
             vec![path]
         }
         Step::RemoveManaged(manager, name) => {
-            let path = super::managed_path(root, MANAGERS[*manager], &ObjectKey::new(Kind::Namespace, "", &format!("n{name}")));
+            let path = super::managed_path(
+                root,
+                MANAGERS[*manager],
+                &ObjectKey::new(Kind::Namespace, "", &format!("n{name}")),
+            );
             let _ = fs::remove_file(&path);
             vec![path]
         }

@@ -41,7 +41,10 @@ enum Signal {
 
 impl Watch {
     pub(super) fn start(root: PathBuf, kinds: &[Kind]) -> Result<Self, FolderError> {
-        let refuse = |path: &Path, error: &dyn std::fmt::Display| FolderError { path: path.to_owned(), message: error.to_string() };
+        let refuse = |path: &Path, error: &dyn std::fmt::Display| FolderError {
+            path: path.to_owned(),
+            message: error.to_string(),
+        };
         fs::create_dir_all(&root).map_err(|error| refuse(&root, &error))?;
         // Notifications come with absolute paths.
         let root = root.canonicalize().map_err(|error| refuse(&root, &error))?;

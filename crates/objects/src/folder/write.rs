@@ -113,7 +113,9 @@ impl Writer {
         let path = super::managed_path(&self.root, &self.manager, key);
         let before = read_value(&path)?;
         // Fields of an earlier life of the object are not ours to keep.
-        let fresh = before.as_ref().filter(|value| merge::creates(value) || owner.uid.is_none() || merge::uid(value) == owner.uid.as_deref());
+        let fresh = before
+            .as_ref()
+            .filter(|value| merge::creates(value) || owner.uid.is_none() || merge::uid(value) == owner.uid.as_deref());
         let mut value = fresh.cloned().unwrap_or_else(|| owner.partial(key));
         merge::patch(&mut value, &patch);
         if !merge::creates(&value) && value == owner.partial(key) {
@@ -262,7 +264,8 @@ fn give_birth(object: &mut Value, old: Option<&Value>) {
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
         return;
     };
-    let of_old = |field: &str| old.and_then(|old| old["metadata"].get(field)).filter(|value| value.is_string()).cloned();
+    let of_old =
+        |field: &str| old.and_then(|old| old["metadata"].get(field)).filter(|value| value.is_string()).cloned();
     for field in ["uid", "creationTimestamp"] {
         if let Some(value) = of_old(field) {
             metadata.insert(field.to_owned(), value);

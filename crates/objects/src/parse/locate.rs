@@ -27,7 +27,8 @@ pub(super) fn segments(path: &str) -> Vec<Segment> {
 pub(super) fn line(text: &str, path: &[Segment]) -> usize {
     let lines: Vec<Line<'_>> = text.lines().map(Line::new).collect();
     let first = lines.iter().position(|line| !line.blank()).unwrap_or(0);
-    let mut block = Block { start: first, end: lines.len(), column: lines.get(first).map_or(0, |line| line.columns[0]) };
+    let mut block =
+        Block { start: first, end: lines.len(), column: lines.get(first).map_or(0, |line| line.columns[0]) };
     let mut found = first;
     for segment in path {
         let next = match segment {
@@ -67,7 +68,9 @@ impl<'a> Line<'a> {
 
     fn is_key(&self, key: &str) -> bool {
         let unquoted = self.text.trim_start_matches(['"', '\'']);
-        unquoted.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
+        unquoted
+            .strip_prefix(key)
+            .is_some_and(|rest| rest.trim_start_matches(['"', '\'']).trim_start().starts_with(':'))
     }
 }
 
@@ -81,9 +84,12 @@ struct Block {
 impl Block {
     /// The line of a key of this map, and what lies below it.
     fn key(&self, lines: &[Line<'_>], key: &str) -> Option<(usize, Self)> {
-        let at = (self.start..self.end).find(|&i| lines[i].columns.last() == Some(&self.column) && lines[i].is_key(key))?;
+        let at =
+            (self.start..self.end).find(|&i| lines[i].columns.last() == Some(&self.column) && lines[i].is_key(key))?;
         // A sequence may stand at the column of the key that holds it.
-        let below = |line: &Line<'_>| line.columns[0] > self.column || (line.columns[0] == self.column && line.columns.len() > 1);
+        let below = |line: &Line<'_>| {
+            line.columns[0] > self.column || (line.columns[0] == self.column && line.columns.len() > 1)
+        };
         let end = (at + 1..self.end).find(|&i| !lines[i].blank() && !below(&lines[i])).unwrap_or(self.end);
         let start = (at + 1..end).find(|&i| !lines[i].blank()).unwrap_or(end);
         let column = lines.get(start).map_or(0, |line| line.columns[0]);

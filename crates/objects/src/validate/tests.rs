@@ -27,9 +27,18 @@ fn authorization_policies() {
         ("spec: {rules: [{to: [{operation: {}}]}]}", "spec.rules[0].to[0].operation"),
         ("spec: {rules: [{from: [{source: {principals: ['']}}]}]}", "spec.rules[0].from[0].source.principals[0]"),
         ("spec: {rules: [{from: [{source: {ipBlocks: [10.0.0.0/33]}}]}]}", "spec.rules[0].from[0].source.ipBlocks[0]"),
-        ("spec: {rules: [{from: [{source: {notIpBlocks: [10.0.0.1, '2001:db8::/32', x]}}]}]}", "spec.rules[0].from[0].source.notIpBlocks[2]"),
-        ("spec: {rules: [{from: [{source: {serviceAccounts: [a/b, c, 'a/*']}}]}]}", "spec.rules[0].from[0].source.serviceAccounts[2]"),
-        ("spec: {rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}", "spec.rules[0].from[0].source"),
+        (
+            "spec: {rules: [{from: [{source: {notIpBlocks: [10.0.0.1, '2001:db8::/32', x]}}]}]}",
+            "spec.rules[0].from[0].source.notIpBlocks[2]",
+        ),
+        (
+            "spec: {rules: [{from: [{source: {serviceAccounts: [a/b, c, 'a/*']}}]}]}",
+            "spec.rules[0].from[0].source.serviceAccounts[2]",
+        ),
+        (
+            "spec: {rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]}",
+            "spec.rules[0].from[0].source",
+        ),
         ("spec: {rules: [{to: [{operation: {ports: ['80', '0']}}]}]}", "spec.rules[0].to[0].operation.ports[1]"),
         ("spec: {rules: [{when: [{key: nonsense, values: [a]}]}]}", "spec.rules[0].when[0].key"),
         ("spec: {rules: [{when: [{key: source.ip}]}]}", "spec.rules[0].when[0].values"),
@@ -73,7 +82,11 @@ fn built_in_kinds() {
         ("Service", "spec: {clusterIP: 1.2.3}", "spec.clusterIP"),
         ("Service", "spec: {clusterIPs: [1.2.3.4, x]}", "spec.clusterIPs[1]"),
         ("Pod", "status: {podIPs: [{ip: 10.0.0.1}, {ip: x}]}", "status.podIPs[1].ip"),
-        ("Pod", "spec: {containers: [{name: a, ports: [{containerPort: 99999}]}]}", "spec.containers[0].ports[0].containerPort"),
+        (
+            "Pod",
+            "spec: {containers: [{name: a, ports: [{containerPort: 99999}]}]}",
+            "spec.containers[0].ports[0].containerPort",
+        ),
         ("EndpointSlice", "addressType: IPv4\nendpoints: [{addresses: [x]}]", "endpoints[0].addresses[0]"),
     ];
     for (kind, rest, expect) in cases {

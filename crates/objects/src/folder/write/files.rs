@@ -39,7 +39,15 @@ impl Manifest {
 /// The manifests of a folder, read again only where a file changed.
 #[derive(Debug, Default)]
 pub(super) struct Manifests {
-    files: HashMap<PathBuf, (Stamp, Vec<(ObjectKey, usize, Value)>)>,
+    files: HashMap<PathBuf, Read>,
+}
+
+/// A file as it was read.
+#[derive(Debug)]
+struct Read {
+    stamp: Stamp,
+    /// Each object and which document of the file it is.
+    objects: Vec<(ObjectKey, usize, Value)>,
 }
 
 /// Tells whether a file is still the one that was read.
@@ -53,7 +61,7 @@ impl Manifests {
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
             self.read(&path)?;
-            let held = self.files.get(&path).into_iter().flat_map(|(_, held)| held);
+            let held = self.files.get(&path).into_iter().flat_map(|read| &read.objects);
             if let Some((_, index, value)) = held.into_iter().find(|(held, ..)| held == key) {
                 return Ok(Some(Manifest { path, index: *index, value: value.clone() }));
             }
@@ -83,7 +91,8 @@ impl Manifests {
             Some(value) => documents[manifest.index] = yaml(value),
             None => documents[manifest.index].clear(),
         }
-        let is_text = |document: &String| document.lines().any(|line| !line.trim().is_empty() && !line.starts_with('#'));
+        let is_text =
+            |document: &String| document.lines().any(|line| !line.trim().is_empty() && !line.starts_with('#'));
         let objects = documents.iter().filter(|document| is_text(document)).count();
         self.files.remove(path);
         if objects == 0 {
@@ -108,7 +117,7 @@ impl Manifests {
             }
             Err(source) => return Err(WriteError::Io { path: path.to_owned(), source }),
         };
-        if self.files.get(path).is_some_and(|(known, _)| *known == stamp) {
+        if self.files.get(path).is_some_and(|read| read.stamp == stamp) {
             return Ok(());
         }
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -120,7 +129,7 @@ impl Manifests {
                 held.push((key, index, value));
             }
         }
-        self.files.insert(path.to_owned(), (stamp, held));
+        self.files.insert(path.to_owned(), Read { stamp, objects: held });
         Ok(())
     }
 }
@@ -139,8 +148,10 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
 /// The names in a folder that don't begin with a dot, sorted; none if it doesn't exist.
 pub(super) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
     names.sort_unstable();
     names
 }
