@@ -42,6 +42,13 @@ impl Resource {
         }
     }
 
+    /// With a version of its own, such as that of the Address which a Workload is part of.
+    #[must_use]
+    pub fn with_version(mut self, version: impl Into<Arc<str>>) -> Self {
+        self.version = version.into();
+        self
+    }
+
     /// With other names for on-demand clients.
     #[must_use]
     pub fn with_aliases(mut self, aliases: Vec<String>) -> Self {

@@ -16,6 +16,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::CertificateDer;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::clients::{ClientGuard, Clients};
 use super::metrics::{ConnectionGuard, ServerMetrics};
 use super::node;
 use super::session::{Note, Refused, Session};
@@ -84,6 +85,7 @@ pub struct Server<S> {
     metrics: ServerMetrics,
     tracker: Tracker,
     cancel: Cancel,
+    clients: Clients,
 }
 
 // A client that comes back names all that it holds: some 100 bytes for each of 100 000 resources and more.
@@ -100,7 +102,12 @@ impl<S: Source> Server<S> {
         tracker: Tracker,
         cancel: Cancel,
     ) -> Self {
-        Self { source, authenticate, metrics, tracker, cancel }
+        Self { source, authenticate, metrics, tracker, cancel, clients: Clients::default() }
+    }
+
+    /// Who is connected.
+    pub fn clients(&self) -> Clients {
+        self.clients.clone()
     }
 
     /// As a tonic service.
@@ -130,6 +137,7 @@ impl<S: Source> AggregatedDiscoveryService for Server<S> {
             caller,
             peer,
             metrics: self.metrics.clone(),
+            clients: self.clients.clone(),
             client: None,
             unread: VecDeque::new(),
         };
@@ -153,6 +161,7 @@ struct ClientStream<S> {
     caller: Caller,
     peer: String,
     metrics: ServerMetrics,
+    clients: Clients,
     /// There from the first request on.
     client: Option<Client>,
     unread: VecDeque<DeltaDiscoveryResponse>,
@@ -162,6 +171,7 @@ struct Client {
     session: Session,
     id: String,
     _counted: ConnectionGuard,
+    listed: ClientGuard,
 }
 
 impl<S: Source> ClientStream<S> {
@@ -219,6 +229,7 @@ impl<S: Source> ClientStream<S> {
             tracing::info!(peer = self.peer, client = node.id, "xds client connected");
             self.client = Some(Client {
                 _counted: self.metrics.connected(node.version.as_deref()),
+                listed: self.clients.connected(&node.id, &self.peer),
                 session: Session::new(node.node_name),
                 id: node.id,
             });
@@ -233,10 +244,12 @@ impl<S: Source> ClientStream<S> {
         match &handled.note {
             Note::Nacked(error) => {
                 self.metrics.rejected(&type_url);
+                client.listed.answered(&type_url, Some(error));
                 tracing::warn!(client = client.id, type_url, error, "xds response rejected");
             }
             Note::Stale => self.metrics.expired_nonce(&type_url),
-            Note::Subscribed | Note::Acked => {}
+            Note::Acked => client.listed.answered(&type_url, None),
+            Note::Subscribed => {}
         }
         self.enqueue(handled.responses, started);
         Ok(())
@@ -256,6 +269,9 @@ impl<S: Source> ClientStream<S> {
         for response in responses {
             let seconds = started.elapsed().as_secs_f64();
             self.metrics.built(&response.type_url, response.encoded_len(), seconds);
+            if let Some(client) = &self.client {
+                client.listed.sent(&response.type_url);
+            }
             self.unread.push_back(response);
         }
     }

@@ -124,6 +124,11 @@ impl OnDemand {
         wanted
     }
 
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.names.len()
+    }
+
     fn forget_surplus(&mut self, current: &TypeSet) {
         if self.names.len() <= MAX_UNKNOWN_NAMES {
             return;
