@@ -285,5 +285,3 @@ fn refusal(refused: &Refused, caller: &Caller) -> Status {
     }
 }
 
-#[cfg(test)]
-mod tests;
