@@ -2,5 +2,6 @@
 
 mod lay;
 mod namespace;
+mod node;
 mod packets;
 mod repair;
