@@ -46,10 +46,7 @@ fn a_snapshot_does_not_change() {
 #[test]
 fn two_may_share_an_alias() {
     let alias = || vec!["/10.0.0.1".to_owned()];
-    let mut set = set([
-        resource("pod", b"1").with_aliases(alias()),
-        resource("entry", b"2").with_aliases(alias()),
-    ]);
+    let mut set = set([resource("pod", b"1").with_aliases(alias()), resource("entry", b"2").with_aliases(alias())]);
     assert_eq!(names(set.of_type(TYPE).unwrap().by_alias("/10.0.0.1")), ["entry", "pod"]);
     set.remove(TYPE, "entry");
     assert_eq!(names(set.of_type(TYPE).unwrap().by_alias("/10.0.0.1")), ["pod"]);

@@ -284,4 +284,3 @@ fn refusal(refused: &Refused, caller: &Caller) -> Status {
         _ => Status::invalid_argument(refused.to_string()),
     }
 }
-

@@ -108,8 +108,7 @@ struct World {
 impl World {
     fn new(on_demand: bool) -> Self {
         let set = ResourceSet::of_types([ADDRESS, AUTHORIZATION]);
-        let addresses =
-            if on_demand { Watch::on_demand(ADDRESS) } else { Watch::wildcard(ADDRESS) };
+        let addresses = if on_demand { Watch::on_demand(ADDRESS) } else { Watch::wildcard(ADDRESS) };
         let client = Client::new([addresses, Watch::wildcard(AUTHORIZATION)], Node::default());
         let to_server = client.initial_requests().into();
         Self {

@@ -34,17 +34,11 @@ fn entry(json: &Value) -> Option<Entry> {
     let raw = || base64(json["raw_base64"].as_str().unwrap());
     let what = match (json["direction"].as_str().unwrap(), json["message"].as_str()) {
         ("cluster", _) => What::Note(note.to_owned()),
-        (_, Some("DeltaDiscoveryRequest")) => {
-            What::Request(DeltaDiscoveryRequest::decode(&raw()[..]).unwrap())
-        }
-        (_, Some("DeltaDiscoveryResponse")) => {
-            What::Response(DeltaDiscoveryResponse::decode(&raw()[..]).unwrap())
-        }
+        (_, Some("DeltaDiscoveryRequest")) => What::Request(DeltaDiscoveryRequest::decode(&raw()[..]).unwrap()),
+        (_, Some("DeltaDiscoveryResponse")) => What::Response(DeltaDiscoveryResponse::decode(&raw()[..]).unwrap()),
         (_, Some(other)) => panic!("unknown message {other}"),
         (_, None) if note == "stream opened" => What::Opened,
-        (_, None) if note == "stream ended" => {
-            What::Ended(json["error"].as_str().unwrap_or_default().to_owned())
-        }
+        (_, None) if note == "stream ended" => What::Ended(json["error"].as_str().unwrap_or_default().to_owned()),
         _ => return None,
     };
     let connection = json["connection"].as_u64().unwrap_or_default();

@@ -120,8 +120,7 @@ fn check(name: &str, continuous: bool) {
     assert!(session.synced());
     let held: BTreeSet<_> = sink.held.into_keys().map(|(_, name)| name).collect();
     let reported = session.initial_requests();
-    let reported: BTreeSet<_> =
-        reported.into_iter().flat_map(|r| r.initial_resource_versions.into_keys()).collect();
+    let reported: BTreeSet<_> = reported.into_iter().flat_map(|r| r.initial_resource_versions.into_keys()).collect();
     assert_eq!(reported, held, "{name}");
 }
 
@@ -134,11 +133,6 @@ fn requests(entries: &[Entry]) -> impl Iterator<Item = &DeltaDiscoveryRequest> {
 
 /// The names that the recorded client refused of the response with this nonce.
 fn refused(entries: &[Entry], nonce: &str) -> BTreeSet<String> {
-    let errors = requests(entries)
-        .filter(|r| r.response_nonce == nonce)
-        .filter_map(|r| r.error_detail.as_ref());
-    errors
-        .filter_map(|e| e.message.split_once(": "))
-        .map(|(name, _)| name.to_owned())
-        .collect()
+    let errors = requests(entries).filter(|r| r.response_nonce == nonce).filter_map(|r| r.error_detail.as_ref());
+    errors.filter_map(|e| e.message.split_once(": ")).map(|(name, _)| name.to_owned()).collect()
 }

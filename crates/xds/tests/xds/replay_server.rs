@@ -118,8 +118,7 @@ struct Seen {
 
 impl Replay {
     fn run(&mut self, entries: Vec<Entry>) {
-        let connections: BTreeSet<u64> =
-            entries.iter().map(|e| e.connection).filter(|c| *c > 0).collect();
+        let connections: BTreeSet<u64> = entries.iter().map(|e| e.connection).filter(|c| *c > 0).collect();
         for connection in connections {
             let of_this = |e: &&Entry| e.connection == connection || e.connection == 0;
             self.stream(&entries.iter().filter(of_this).collect::<Vec<_>>());
@@ -127,8 +126,7 @@ impl Replay {
     }
 
     fn stream(&mut self, entries: &[&Entry]) {
-        let mut set =
-            self.set.take().unwrap_or_else(|| ResourceSet::of_types([ADDRESS, AUTHORIZATION, WORKLOAD]));
+        let mut set = self.set.take().unwrap_or_else(|| ResourceSet::of_types([ADDRESS, AUTHORIZATION, WORKLOAD]));
         let mut session: Option<Session> = None;
         let mut answers: VecDeque<DeltaDiscoveryResponse> = VecDeque::new();
         let mut nonces: BTreeMap<String, String> = BTreeMap::new();
@@ -309,10 +307,7 @@ fn short(type_url: &str) -> &'static str {
 }
 
 /// The recorded answer to a request that asks for something.
-fn answer_to<'a>(
-    request: &DeltaDiscoveryRequest,
-    later: &[&'a Entry],
-) -> Option<&'a DeltaDiscoveryResponse> {
+fn answer_to<'a>(request: &DeltaDiscoveryRequest, later: &[&'a Entry]) -> Option<&'a DeltaDiscoveryResponse> {
     if !request.response_nonce.is_empty() {
         return None;
     }
@@ -343,9 +338,7 @@ fn is_answered_later(type_url: &str, later: &[&Entry]) -> bool {
         What::Note(_) => true,
         _ => false,
     };
-    next.by_ref()
-        .take_while(|e| !stops(e))
-        .any(|e| matches!(&e.what, What::Response(r) if r.type_url == type_url))
+    next.by_ref().take_while(|e| !stops(e)).any(|e| matches!(&e.what, What::Response(r) if r.type_url == type_url))
 }
 
 /// What happened to the cluster and shows in no recorded response, because the recorded server no longer told.
@@ -365,11 +358,7 @@ fn alter(note: &str, set: &mut ResourceSet) -> bool {
             };
             let address = workload::Address { r#type: Some(address::Type::Service(service)) };
             let bytes = address.encode_to_vec();
-            set.upsert(described(Resource::from_bytes(
-                ADDRESS,
-                "shop/late.shop.svc.cluster.local",
-                bytes,
-            )))
+            set.upsert(described(Resource::from_bytes(ADDRESS, "shop/late.shop.svc.cluster.local", bytes)))
         }
         "subscribed Service deleted" => {
             set.remove(ADDRESS, "shop/catalog.shop.svc.cluster.local");
@@ -411,7 +400,8 @@ fn described(resource: Resource) -> Resource {
             .with_aliases(w.addresses.iter().map(|ip| alias(&w.network, ip)).collect())
             .with_follows(w.services.into_keys().collect())
             .with_node(w.node),
-        address::Type::Service(s) => resource
-            .with_aliases(s.addresses.iter().map(|a| alias(&a.network, &a.address)).collect()),
+        address::Type::Service(s) => {
+            resource.with_aliases(s.addresses.iter().map(|a| alias(&a.network, &a.address)).collect())
+        }
     }
 }

@@ -69,8 +69,7 @@ fn good_resources_are_taken_and_bad_ones_named() {
     let mut session = Session::new([Watch::wildcard(A)], node());
     let mut sink = Sink::default();
     let ack = session.handle(response("n1", vec![resource("x", "1")], &[]), &mut sink);
-    let plain =
-        DeltaDiscoveryRequest { type_url: A.to_owned(), response_nonce: "n1".to_owned(), ..Default::default() };
+    let plain = DeltaDiscoveryRequest { type_url: A.to_owned(), response_nonce: "n1".to_owned(), ..Default::default() };
     assert_eq!(ack, plain);
 
     let (mut empty, mut foreign) = (resource("empty", "1"), resource("foreign", "1"));

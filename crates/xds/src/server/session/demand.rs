@@ -60,20 +60,23 @@ impl OnDemand {
     /// Adds questions. Each of them gets an answer, even if the client holds it: it may be waiting for one.
     pub(super) fn subscribe(&mut self, names: Vec<String>, current: &TypeSet) -> Delta {
         let asked: BTreeSet<String> = names.into_iter().filter(|name| name != WILDCARD).collect();
-        let mut answers: BTreeSet<Arc<str>> = BTreeSet::new();
-        let mut unknown = Vec::new();
+        let (mut found, mut unknown) = (BTreeMap::new(), Vec::new());
         for name in &asked {
-            let found = resolve(name, current);
-            if found.is_empty() {
+            let brought = resolve(name, current);
+            if brought.is_empty() {
                 unknown.push(name.clone());
             }
-            answers.extend(found.into_keys());
+            found.extend(brought);
         }
         self.names.extend(asked);
         self.forget_surplus(current);
+        if self.seen.as_ref().is_some_and(|seen| seen.same(current)) {
+            // The rest is up to date, so a question costs what it brings, however many came before.
+            self.held.extend(found.iter().map(|(name, r)| (name.clone(), r.version.clone())));
+            return Delta { upserts: found.into_iter().collect(), removed: unknown };
+        }
         // What was answered is sent again, by not being held.
-        self.held.retain(|name, _| !answers.contains(name));
-        self.seen = None;
+        self.held.retain(|name, _| !found.contains_key(name));
         let mut delta = self.diff(current, true);
         unknown.retain(|name| !delta.removed.contains(name));
         delta.removed.extend(unknown);
@@ -135,7 +138,7 @@ impl OnDemand {
         }
         let is_known = |name: &String| current.get(name).is_some() || current.by_alias(name).next().is_some();
         let unknown: Vec<_> = self.names.iter().filter(|name| !is_known(name)).cloned().collect();
-        for name in unknown.iter().skip(MAX_UNKNOWN_NAMES) {
+        for name in unknown.iter().skip(MAX_UNKNOWN_NAMES / 2) {
             self.names.remove(name);
         }
     }

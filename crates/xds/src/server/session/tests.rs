@@ -79,8 +79,7 @@ fn what_the_client_holds_already_is_not_sent() {
     let set = set(&[("a", 1), ("b", 1), ("c", 1)], &[]);
     let held = [("a", &*set.get(ADDRESS, "a").unwrap().version), ("b", "old"), ("gone", "1")];
     let mut request = ask(ADDRESS);
-    request.initial_resource_versions =
-        held.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    request.initial_resource_versions = held.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     check(&mut Session::new(None), request, &set, &["Address +b +c -gone"]);
 }
 
