@@ -123,11 +123,8 @@ impl App {
         let readiness = Readiness::new();
         let unready = readiness.register("manifests");
 
-        // Pages first: they tell what the rest waits for.
         let monitoring = HttpServer::on("monitoring", listeners.monitoring);
         metrics_page::serve(monitoring, Arc::new(registry), &tracker, cancel.clone());
-        let pages = debug::pages(&readiness, publisher.clone());
-        pages.serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
 
         status.start(Writer::new(&config.manifests, status::MANAGER), &tracker, &cancel);
         renew(serving, &tracker, &cancel);
@@ -142,6 +139,8 @@ impl App {
             tracker.clone(),
             cancel.clone(),
         );
+        let pages = debug::pages(&readiness, publisher.clone(), xds.clients());
+        pages.serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
         let services = Services { xds: xds.into_service(), ca: Some(IstioCertificateServiceServer::new(ca)) };
         let (serve, when_synced) = (tracker.clone(), cancel.clone());
         let synced = move || {

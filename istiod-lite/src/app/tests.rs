@@ -281,6 +281,20 @@ async fn http(address: std::net::SocketAddr, path: &str) -> String {
     answer
 }
 
+/// The debug page, once it shows what is expected.
+async fn syncz(app: &App, expect: impl Fn(&Value) -> bool) -> Value {
+    let started = tokio::time::Instant::now();
+    loop {
+        let answer = http(app.addresses().http, "/debug/syncz").await;
+        let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        if expect(&body) {
+            return body;
+        }
+        assert!(started.elapsed() < PATIENCE, "{body}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn objects_reach_clients_and_changes_are_pushed() {
     let world = World::new();
@@ -315,6 +329,26 @@ async fn objects_reach_clients_and_changes_are_pushed() {
     // A deleted file takes its objects with it.
     std::fs::remove_file(world.path("manifests/other.yaml")).unwrap();
     client.until(|c| c.workload("Kubernetes//Pod/shop/other-1").is_none()).await;
+    app.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_storm_of_changes_is_few_pushes() {
+    let world = World::new();
+    let app = world.start().await;
+    let mut client = Client::fresh(world.channel(&app, NAME).await.unwrap(), &world.token()).await.unwrap();
+    client.sync().await;
+    let before = syncz(&app, |_| true).await["generation"].as_u64().unwrap();
+    for i in 0..300 {
+        let pod = payments("v1").replace("payments-1", &format!("p-{i}")).replace("p1", &format!("u{i}"));
+        world.write(&format!("p-{i}.yaml"), &pod.replace("198.18.17.3", &format!("198.18.18.{}", i % 250)));
+    }
+    world.write("last.yaml", &payments("v1").replace("payments-1", "last").replace("p1", "last"));
+    client.until(|c| c.workload("Kubernetes//Pod/shop/last").is_some()).await;
+    let after = syncz(&app, |_| true).await["generation"].as_u64().unwrap();
+    let held = client.held[ADDRESS].keys().filter(|name| name.contains("/shop/p-")).count();
+    assert_eq!(held, 300);
+    assert!(after - before < 60, "{} publications", after - before);
     app.shutdown().await;
 }
 
@@ -429,9 +463,11 @@ async fn pages_tell_of_readiness_clients_and_counts() {
     let mut client = Client::fresh(world.channel(&app, NAME).await.unwrap(), &world.token()).await.unwrap();
     client.sync().await;
     assert!(http(addresses.http, "/ready").await.starts_with("HTTP/1.1 200"));
-    let syncz = http(addresses.http, "/debug/syncz").await;
-    let body: Value = serde_json::from_str(syncz.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let body = syncz(&app, |body| body["clients"][0]["types"][AUTHORIZATION]["state"] == "SYNCED").await;
     assert_eq!(body["resources"][AUTHORIZATION], 1, "{body}");
+    assert_eq!(body["clients"][0]["id"], node().id, "{body}");
+    drop(client);
+    syncz(&app, |body| body["clients"].as_array().unwrap().is_empty()).await;
     let metrics = http(addresses.monitoring, "/metrics").await;
     for name in [
         "pilot_xds",

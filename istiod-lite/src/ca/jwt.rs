@@ -248,6 +248,8 @@ impl Key {
 struct KeyFile {
     path: PathBuf,
     cached: Mutex<Option<Cached>>,
+    /// The fault last told of: each is told once.
+    told: Mutex<String>,
 }
 
 #[derive(Debug)]
@@ -265,7 +267,15 @@ struct Stamp {
 
 impl KeyFile {
     fn new(path: PathBuf) -> Self {
-        Self { path, cached: Mutex::new(None) }
+        Self { path, cached: Mutex::new(None), told: Mutex::default() }
+    }
+
+    fn tell(&self, error: String) {
+        let mut told = self.told.lock();
+        if *told != error {
+            tracing::warn!(%error, "token keys: the last good ones stay in force");
+            *told = error;
+        }
     }
 
     fn load(&self) -> Result<Arc<Vec<Key>>, String> {
@@ -278,7 +288,7 @@ impl KeyFile {
             (Ok(None), Some(c)) => Ok(Arc::clone(&c.keys)),
             (Ok(Some(fresh)), slot) => Ok(Arc::clone(&slot.insert(fresh).keys)),
             (Err(error), Some(c)) => {
-                tracing::warn!(%error, "token keys: the last good ones stay in force");
+                self.tell(error);
                 Ok(Arc::clone(&c.keys))
             }
             (Err(error), None) => Err(error),
