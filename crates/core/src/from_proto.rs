@@ -15,8 +15,9 @@ use ipnet::IpNet;
 use crate::{
     address::{
         AppProtocol, GatewayAddress, GatewayDestination, NamespacedHostname, NetworkAddress, NotNamespaced, Port,
-        PortList,
+        PortList, split_namespaced,
     },
+    intern::intern,
     policy::Policy,
     service::Service,
     state::Update,
@@ -130,11 +131,16 @@ fn each<T, U>(
 }
 
 fn required(field: &str, text: &str) -> Result<Arc<str>, ConversionError> {
+    if text.is_empty() { Err(error(field, Problem::Missing)) } else { Ok(intern(text)) }
+}
+
+/// The same for text that no other resource shares.
+fn unique(field: &str, text: &str) -> Result<Arc<str>, ConversionError> {
     if text.is_empty() { Err(error(field, Problem::Missing)) } else { Ok(text.into()) }
 }
 
 fn or_default(text: &str, default: &str) -> Arc<str> {
-    if text.is_empty() { default.into() } else { text.into() }
+    intern(if text.is_empty() { default } else { text })
 }
 
 /// A part of an identity: a slash in it would make another identity of it.
@@ -143,7 +149,9 @@ fn name(field: &str, text: &str) -> Result<(), ConversionError> {
 }
 
 fn namespaced_hostname(field: &dyn fmt::Display, text: &str) -> Result<NamespacedHostname, ConversionError> {
-    text.parse().map_err(|problem| error(field, Problem::NotNamespaced(problem)))
+    let (namespace, hostname) =
+        split_namespaced(text).map_err(|problem| error(field, Problem::NotNamespaced(problem)))?;
+    Ok(NamespacedHostname { namespace: intern(namespace), hostname: intern(hostname) })
 }
 
 fn ip(field: &dyn fmt::Display, bytes: &[u8]) -> Result<IpAddr, ConversionError> {
@@ -208,7 +216,7 @@ fn gateway(field: &dyn fmt::Display, gateway: &wire::GatewayAddress) -> Result<G
             hostname: required(&format!("{field}.hostname.hostname"), &name.hostname)?,
         }),
         Some(wire::gateway_address::Destination::Address(at)) => GatewayDestination::Address(NetworkAddress {
-            network: at.network.as_str().into(),
+            network: intern(&at.network),
             address: ip(&format_args!("{field}.address.address"), &at.address)?,
         }),
     };

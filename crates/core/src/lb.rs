@@ -48,42 +48,45 @@ pub fn pick<'a>(
     reach: Reach,
     rng: &mut impl Rng,
 ) -> Option<Endpoint<'a>> {
+    // Most services name a port number, which every endpoint has: only named ports are looked up one by one.
+    let numbered = service.ports.port(service_port).is_some_and(|port| port.target_port.is_some());
     let candidates = || {
         state.endpoints(&service.key).iter().filter_map(|workload| {
             let usable = (reach == Reach::Everywhere || workload.network == source.network)
-                && reachable(service, workload, source)
                 && (workload.status == HealthStatus::Healthy
-                    || service.load_balancing.health_policy == HealthPolicy::AllowAll);
+                    || service.load_balancing.health_policy == HealthPolicy::AllowAll)
+                && reachable(service, workload, source)
+                && (numbered || target_port(service, workload, service_port, purpose).is_some());
             if !usable {
                 return None;
             }
-            let port = target_port(service, workload, service_port, purpose)?;
-            Some((rank(&service.load_balancing, source, workload)?, Endpoint { workload, port }))
+            Some((rank(&service.load_balancing, source, workload)?, workload))
         })
     };
     // Twice over the list rather than once into a new one: this runs for every connection.
     let mut best = 0;
     let mut total = 0u64;
-    for (rank, endpoint) in candidates() {
+    for (rank, workload) in candidates() {
         if rank > best {
             (best, total) = (rank, 0);
         }
         if rank == best {
-            total += u64::from(endpoint.workload.capacity);
+            total += u64::from(workload.capacity);
         }
     }
     if total == 0 {
         return None;
     }
     let mut at = rng.random_range(0..total);
-    candidates().filter(|(rank, _)| *rank == best).find_map(|(_, endpoint)| {
-        let capacity = u64::from(endpoint.workload.capacity);
+    let workload = candidates().filter(|(rank, _)| *rank == best).find_map(|(_, workload)| {
+        let capacity = u64::from(workload.capacity);
         if at < capacity {
-            return Some(endpoint);
+            return Some(workload);
         }
         at -= capacity;
         None
-    })
+    })?;
+    Some(Endpoint { workload, port: target_port(service, workload, service_port, purpose)? })
 }
 
 /// The endpoint's port behind a service's port: its own list first (named ports differ from pod to pod), else the

@@ -22,6 +22,7 @@ pub mod from_proto;
 pub mod hbone;
 pub mod identity;
 pub mod inbound;
+mod intern;
 pub mod lb;
 pub mod policy;
 pub mod reason;

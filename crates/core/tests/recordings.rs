@@ -1,6 +1,8 @@
 //! Every resource that the recorded control plane sent converts, under the name it was sent by, and nothing of it is
 //! lost on the way through our wire types.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 use std::{fs, path::Path, sync::Arc};
 
 use aquifer_core::{

@@ -7,6 +7,7 @@ use aquifer_proto::workload as wire;
 use super::{ConversionError, Problem, each, error, gateway, ip, net, ports, required};
 use crate::{
     address::{NamespacedHostname, NetworkCidr},
+    intern::intern,
     service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Scope, Service, Visibility, WeightedWaypoint},
 };
 
@@ -40,7 +41,7 @@ fn vip(address: &wire::NetworkAddress, at: &dyn fmt::Display) -> Result<NetworkC
         Some(length) => net(&field, &address.address, length)?,
         None => ip(&field, &address.address)?.into(),
     };
-    Ok(NetworkCidr { network: address.network.as_str().into(), cidr })
+    Ok(NetworkCidr { network: intern(&address.network), cidr })
 }
 
 fn load_balancing(lb: &wire::LoadBalancing) -> Result<LoadBalancing, ConversionError> {

@@ -5,9 +5,11 @@ use std::fmt;
 use aquifer_proto::workload as wire;
 
 use super::{
-    ConversionError, Problem, each, error, gateway, ip, name, namespaced_hostname, or_default, port, ports, required,
+    ConversionError, Problem, each, error, gateway, ip, name, namespaced_hostname, or_default, port, ports, unique,
 };
 use crate::{
+    address::split_namespaced,
+    intern::intern,
     policy::PolicyKey,
     workload::{
         ApplicationTunnel, ApplicationTunnelProtocol, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
@@ -29,20 +31,21 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         })
         .collect::<Result<_, _>>()?;
     let policy = |text: &String, at: &dyn fmt::Display| {
-        text.parse::<PolicyKey>().map_err(|problem| error(at, Problem::NotNamespaced(problem)))
+        let (namespace, name) = split_namespaced(text).map_err(|problem| error(at, Problem::NotNamespaced(problem)))?;
+        Ok(PolicyKey { namespace: intern(namespace), name: intern(name) })
     };
     let locality = w.locality.as_ref().map(|l| Locality {
-        region: l.region.as_str().into(),
-        zone: l.zone.as_str().into(),
-        subzone: l.subzone.as_str().into(),
+        region: intern(&l.region),
+        zone: intern(&l.zone),
+        subzone: intern(&l.subzone),
     });
     Ok(Workload {
-        uid: required("uid", &w.uid)?,
+        uid: unique("uid", &w.uid)?,
         name: w.name.as_str().into(),
-        namespace: w.namespace.as_str().into(),
+        namespace: intern(&w.namespace),
         addresses: each("addresses", &w.addresses, |bytes, at| ip(at, bytes))?,
         hostname: Some(w.hostname.as_str()).filter(|hostname| !hostname.is_empty()).map(Into::into),
-        network: w.network.as_str().into(),
+        network: intern(&w.network),
         network_mode: network_mode(w.network_mode)?,
         network_gateway: w.network_gateway.as_ref().map(|g| gateway(&"network_gateway", g)).transpose()?,
         tunnel_protocol: tunnel_protocol(w.tunnel_protocol)?,
@@ -51,13 +54,13 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         trust_domain: or_default(&w.trust_domain, "cluster.local"),
         service_account: or_default(&w.service_account, "default"),
         waypoint: w.waypoint.as_ref().map(|g| gateway(&"waypoint", g)).transpose()?,
-        node: w.node.as_str().into(),
+        node: intern(&w.node),
         cluster_id: or_default(&w.cluster_id, "Kubernetes"),
         locality: locality.unwrap_or_default(),
-        canonical_name: w.canonical_name.as_str().into(),
-        canonical_revision: w.canonical_revision.as_str().into(),
+        canonical_name: intern(&w.canonical_name),
+        canonical_revision: intern(&w.canonical_revision),
         workload_type: workload_type(w.workload_type),
-        workload_name: w.workload_name.as_str().into(),
+        workload_name: intern(&w.workload_name),
         authorization_policies: each("authorization_policies", &w.authorization_policies, policy)?,
         status: status(w.status)?,
         capacity: w.capacity.unwrap_or(1),
