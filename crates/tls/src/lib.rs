@@ -24,6 +24,8 @@ pub mod csr;
 mod error;
 pub mod provider;
 pub mod schedule;
+#[cfg(test)]
+mod testing;
 pub mod verify;
 
 pub use bundle::{CertBundle, CertInfo};
