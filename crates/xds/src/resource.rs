@@ -261,7 +261,8 @@ impl TypeSet {
 }
 
 fn empty_shards<K, V>() -> Shards<K, V> {
-    Arc::new(vec![Arc::new(BTreeMap::new()); SHARDS])
+    let empty = Arc::new(BTreeMap::new());
+    Arc::new((0..SHARDS).map(|_| Arc::clone(&empty)).collect())
 }
 
 fn part_mut<K: Clone + Ord, V: Clone>(shards: &mut Shards<K, V>, at: usize) -> &mut BTreeMap<K, V> {

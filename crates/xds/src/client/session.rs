@@ -10,6 +10,9 @@ use super::{Rejected, ResourceSink, ResourceUpdate};
 const WILDCARD: &str = "*";
 
 /// A type to watch.
+///
+/// Servers answer the first requests of a stream in their order. Real ztunnels ask for addresses first; a client that
+/// asks for authorizations first never sees, after a reconnect, a workload that names a policy which is still to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watch {
     /// The type.

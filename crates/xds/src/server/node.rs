@@ -87,7 +87,8 @@ mod tests {
     #[test]
     fn nodes_are_checked_against_callers() {
         let ztunnel = Caller::workload("istio-system", "ztunnel");
-        let table: &[(&str, &[(&str, &str)], &Caller, Result<(), Code>)] = &[
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a Caller, Result<(), Code>);
+        let table: &[Case<'_>] = &[
             (ID, &[("NAMESPACE", "istio-system")], &ztunnel, Ok(())),
             (ID, &[], &ztunnel, Ok(())),
             (ID, &[("SERVICE_ACCOUNT", "ztunnel")], &ztunnel, Ok(())),

@@ -149,8 +149,8 @@ impl World {
                 self.draft.remove(AUTHORIZATION, &policy_name(*name));
             }
             Op::Push => self.push(),
-            Op::ToClient => self.to_client(),
-            Op::ToServer => self.to_server(),
+            Op::ToClient => self.deliver_to_client(),
+            Op::ToServer => self.deliver_to_server(),
             Op::Demand(name) => self.demand(address_name(*name)),
             Op::DemandAlias(alias) => self.demand(alias_name(*alias)),
             Op::Reconnect => self.reconnect(),
@@ -179,7 +179,7 @@ impl World {
         self.to_client.extend(self.server.push(&self.published));
     }
 
-    fn to_client(&mut self) {
+    fn deliver_to_client(&mut self) {
         let Some(response) = self.to_client.pop_front() else {
             return;
         };
@@ -197,7 +197,7 @@ impl World {
         }
     }
 
-    fn to_server(&mut self) {
+    fn deliver_to_server(&mut self) {
         if let Some(request) = self.to_server.pop_front() {
             let handled = self.server.handle(request, &self.published).unwrap();
             self.to_client.extend(handled.responses);
@@ -222,8 +222,8 @@ impl World {
     fn settle(&mut self) {
         self.push();
         while !self.to_client.is_empty() || !self.to_server.is_empty() {
-            self.to_server();
-            self.to_client();
+            self.deliver_to_server();
+            self.deliver_to_client();
         }
     }
 
