@@ -70,8 +70,7 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
         kept: Mutex::default(),
     });
     let (stocktaking, mut stock) = mpsc::channel(1);
-    let reconciler =
-        Reconciler::new(node.clone(), config.node, config.defaults, metrics, tracker.clone(), stocktaking);
+    let reconciler = Reconciler::new(node.clone(), config.node, config.defaults, metrics, tracker.clone(), stocktaking);
     let (calls, received) = mpsc::unbounded_channel();
     let end = cancel.child();
     tracker.spawn("reconciler", async move {
@@ -147,7 +146,7 @@ async fn reconcile(
                 Some(event) => {
                     let synced = event == Event::Synced;
                     if synced && let Some(records) = records.take() {
-                        forget_departed(&reconciler.uids(), records, &*node).await;
+                        forget_departed(&reconciler.uids(), records, &node).await;
                     }
                     reconciler.event(event);
                 }
@@ -164,12 +163,8 @@ async fn reconcile(
 /// Pods that went while no agent ran.
 async fn forget_departed(present: &[String], records: Vec<Record>, node: &Node) {
     for record in records.into_iter().filter(|record| !present.contains(&record.uid)) {
-        let pod = PodId {
-            uid: record.uid,
-            namespace: record.namespace,
-            name: record.name,
-            service_account: String::new(),
-        };
+        let pod =
+            PodId { uid: record.uid, namespace: record.namespace, name: record.name, service_account: String::new() };
         if let Err(error) = node.forget(&pod).await {
             tracing::warn!(pod = %pod.name, %error, "could not forget a pod that is gone");
         }

@@ -39,8 +39,7 @@ impl Config {
     /// Reads all settings and tells all that is wrong with them at once.
     pub fn read(env: &dyn Env) -> Result<Self, ConfigErrors> {
         let mut vars = Vars::new(env);
-        let event_socket =
-            PathBuf::from(vars.string_or("CNI_EVENT_SOCKET", "/var/run/istio-cni/pluginevent.sock"));
+        let event_socket = PathBuf::from(vars.string_or("CNI_EVENT_SOCKET", "/var/run/istio-cni/pluginevent.sock"));
         let beside = event_socket.parent().unwrap_or(Path::new("/var/run/istio-cni")).join("enrolled");
         let probes = ProbeAddresses::default();
         let config = Self {

@@ -17,8 +17,7 @@ use std::path::Path;
 /// Lays the rules, or puts them right.
 pub fn lay(rules: &PodRules) -> Result<(), NetlinkError> {
     let tables = rules.tables();
-    let absent: Vec<&str> =
-        TABLES.into_iter().filter(|name| tables.iter().all(|table| table.name != *name)).collect();
+    let absent: Vec<&str> = TABLES.into_iter().filter(|name| tables.iter().all(|table| table.name != *name)).collect();
     lay_return_path().and_then(|()| encode::replace(&tables, &absent).commit_here()).inspect_err(|_| {
         // Half a redirection is none. What stood before this call, if anything, stands still: the transaction
         // changed nothing, and its return path must stay.

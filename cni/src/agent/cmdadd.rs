@@ -145,7 +145,10 @@ mod tests {
         check(json!("198.18.16.2"), Some("198.18.16.2"));
         check(json!("198.18.16.2/24"), Some("198.18.16.2"));
         check(json!("fd00:18::2/64"), Some("fd00:18::2"));
-        check(json!({"Address": {"IP": "198.18.16.2", "Mask": "////AA=="}, "Gateway": "198.18.16.1"}), Some("198.18.16.2"));
+        check(
+            json!({"Address": {"IP": "198.18.16.2", "Mask": "////AA=="}, "Gateway": "198.18.16.1"}),
+            Some("198.18.16.2"),
+        );
         check(json!({"address": "fd00:18::2/64"}), Some("fd00:18::2"));
         check(json!("nonsense"), None);
         check(json!(7), None);

@@ -118,6 +118,23 @@ impl Effects for Node {
 
     async fn lay(&self, pod: &PodId, path: &Path, rules: &PodRules, ips: &[IpAddr]) -> Result<(), String> {
         let netns = NetNs::open(path).map_err(|error| format!("network namespace: {error}"))?;
+        let kept = self.kept.lock().remove(&pod.uid);
+        let keeper = match kept {
+            Some(kept) if kept.netns.id() == netns.id() && kept.rules == *rules => {
+                if self.state.get(&pod.uid).is_some_and(|record| record.ips == ips) {
+                    // Laid, and the keeper sees to the rest: only a later step is tried again.
+                    self.kept.lock().insert(pod.uid.clone(), kept);
+                    return Ok(());
+                }
+                Some(kept.keeper)
+            }
+            Some(kept) => {
+                // It would put the old rules back.
+                kept.keeper.stop().await;
+                None
+            }
+            None => None,
+        };
         let (state, draft) = (self.state.clone(), record(pod, path, &netns, ips));
         let laid = {
             let rules = rules.clone();
@@ -130,13 +147,9 @@ impl Effects for Node {
         laid.await.and_then(|result| result).map_err(|error| error.to_string())?;
         self.zds.insert(zds_pod(pod, &netns));
 
-        let old = self.kept.lock().remove(&pod.uid);
-        let keeper = match old {
-            Some(kept) if kept.netns.id() == netns.id() && kept.rules == *rules => kept.keeper,
-            old => {
-                if let Some(kept) = old {
-                    kept.keeper.stop().await;
-                }
+        let keeper = match keeper {
+            Some(keeper) => keeper,
+            None => {
                 let name = format!("{}/{}", pod.namespace, pod.name);
                 let layout: Arc<dyn Layout> = Arc::new(rules.clone());
                 let repairs = self.metrics.repairs.clone();

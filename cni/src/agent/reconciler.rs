@@ -185,9 +185,8 @@ impl<E: Effects> Reconciler<E> {
             known.told = Some(target.clone());
             let _ = known.orders.send(Order::Shall(target));
         }
-        let (now, early) = std::mem::take(&mut self.early)
-            .into_iter()
-            .partition(|call| call.namespace == key.0 && call.name == key.1);
+        let (now, early) =
+            std::mem::take(&mut self.early).into_iter().partition(|call| call.namespace == key.0 && call.name == key.1);
         self.early = early;
         let now: Vec<CmdAdd> = now;
         for call in now {

@@ -107,7 +107,11 @@ fn annotations_choose_the_rules() {
     check(json!({"ambient.istio.io/dns-capture": "true"}), false, PodRules { capture_dns: true, ..plain.clone() });
     check(json!({"ambient.istio.io/dns-capture": "false"}), true, plain.clone());
     check(json!({"ambient.istio.io/dns-capture": "perhaps"}), true, PodRules { capture_dns: true, ..plain.clone() });
-    check(json!({"ambient.istio.io/bypass-inbound-capture": "true"}), false, PodRules { ingress: true, ..plain.clone() });
+    check(
+        json!({"ambient.istio.io/bypass-inbound-capture": "true"}),
+        false,
+        PodRules { ingress: true, ..plain.clone() },
+    );
     check(
         json!({"istio.io/reroute-virtual-interfaces": "vm0, vm1,,much-too-long-for-a-name"}),
         false,
@@ -362,7 +366,9 @@ async fn a_pod_that_was_in_is_adopted_without_a_gap() {
     assert_eq!(timeout(PATIENCE, bench.stock.recv()).await.unwrap(), None);
     assert!(bench.fake.steps.lock().contains(&"lay /netns/uid-1".to_owned()), "before any proxy is served");
     // Never pending meanwhile: peers go on as before.
-    bench.steps(&["lay /netns/uid-1", "add web as web", "lay /netns/uid-1", "add web as web", "probes 198.18.16.2"]).await;
+    bench
+        .steps(&["lay /netns/uid-1", "add web as web", "lay /netns/uid-1", "add web as web", "probes 198.18.16.2"])
+        .await;
 }
 
 #[tokio::test]

@@ -179,7 +179,8 @@ impl<E: Effects> Worker<E> {
                     }
                     return again(After::Netns, "the pod's network namespace is not there yet");
                 };
-                let ips = if target.ips.is_empty() { created.map(|(_, ips)| ips).unwrap_or_default() } else { target.ips };
+                let ips =
+                    if target.ips.is_empty() { created.map(|(_, ips)| ips).unwrap_or_default() } else { target.ips };
                 if ips.is_empty() {
                     return again(After::Netns, "the pod has no address yet");
                 }

@@ -167,9 +167,7 @@ impl Expr {
                 data.nest(4, |nest| constant(nest, mask)).nest(5, |nest| constant(nest, xor))
             }
             // NFTA_CMP_SREG 1, _OP 2, _DATA 3.
-            Self::Cmp(how, value) => {
-                data.be32(1, REGISTER).be32(2, *how as u32).nest(3, |nest| constant(nest, value))
-            }
+            Self::Cmp(how, value) => data.be32(1, REGISTER).be32(2, *how as u32).nest(3, |nest| constant(nest, value)),
             // NFTA_LOOKUP_SET 1, _SREG 2.
             Self::Lookup(set) => data.text(1, set).be32(2, REGISTER),
             // NFTA_IMMEDIATE_DREG 1, _DATA 2.

@@ -140,7 +140,8 @@ impl LocalDefault {
         let mut present = false;
         socket.dump("list routes", &request, |part| {
             let Some(header) = part.payload.get(..12) else { return };
-            let value = |kind| message::attribute(&part.payload[12..], kind).and_then(|value| message::u32_at(value, 0));
+            let value =
+                |kind| message::attribute(&part.payload[12..], kind).and_then(|value| message::u32_at(value, 0));
             present |= part.kind == RTM_NEWROUTE
                 && header[0] == ip.number()
                 && header[1] == 0

@@ -105,10 +105,8 @@ pub struct Socket {
 impl Socket {
     /// A socket for requests, in the calling thread's network namespace.
     pub fn open(family: Family) -> Result<Self, NetlinkError> {
-        Self::create(family, 0, SockFlag::empty()).map_err(|errno| NetlinkError::Socket {
-            what: "open a netlink socket".into(),
-            errno,
-        })
+        Self::create(family, 0, SockFlag::empty())
+            .map_err(|errno| NetlinkError::Socket { what: "open a netlink socket".into(), errno })
     }
 
     /// A non-blocking socket that receives the events of these multicast groups.
@@ -162,10 +160,8 @@ impl Socket {
         while missing > 0 {
             let length = self.receive(&mut buffer).map_err(broken)?;
             for message in message::messages(&buffer[..length]).filter(|message| message.kind == NLMSG_ERROR) {
-                let what = (message.sequence as usize)
-                    .checked_sub(1)
-                    .and_then(|index| names.get(index))
-                    .unwrap_or(&whole);
+                let what =
+                    (message.sequence as usize).checked_sub(1).and_then(|index| names.get(index)).unwrap_or(&whole);
                 outcome(&message, what)?;
                 missing = missing.saturating_sub(1);
             }
@@ -174,12 +170,7 @@ impl Socket {
     }
 
     /// Sends a dump request and hands each part to `part`.
-    pub fn dump(
-        &self,
-        what: &str,
-        request: &Message,
-        mut part: impl FnMut(&Received<'_>),
-    ) -> Result<(), NetlinkError> {
+    pub fn dump(&self, what: &str, request: &Message, mut part: impl FnMut(&Received<'_>)) -> Result<(), NetlinkError> {
         for attempt in 1..=DUMP_ATTEMPTS {
             let mut parts: Vec<(u16, Vec<u8>)> = Vec::new();
             let interrupted = self.dump_once(what, request, attempt as u32, &mut parts)?;

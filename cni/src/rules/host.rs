@@ -45,11 +45,7 @@ pub fn table(probes: ProbeAddresses, uid: u32, pods: &[IpAddr]) -> Table {
             },
             Chain {
                 name: "postrouting",
-                hook: Some(Hook {
-                    kind: HookKind::Nat,
-                    point: HookPoint::Postrouting,
-                    priority: PRIORITY_SRCNAT,
-                }),
+                hook: Some(Hook { kind: HookKind::Nat, point: HookPoint::Postrouting, priority: PRIORITY_SRCNAT }),
                 rules: vec![Rule::new("to our rules", [], Action::Jump("istio-postrouting"))],
             },
         ],

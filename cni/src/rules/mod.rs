@@ -141,8 +141,9 @@ impl Rule {
 
 /// What verification looks for: (chain, comment) of every rule of a table, chain by chain.
 pub fn fingerprint(table: &Table) -> Vec<(String, String)> {
-    let rules = table.chains.iter().flat_map(|chain| {
-        chain.rules.iter().map(|rule| (chain.name.to_owned(), rule.comment.to_owned()))
-    });
+    let rules = table
+        .chains
+        .iter()
+        .flat_map(|chain| chain.rules.iter().map(|rule| (chain.name.to_owned(), rule.comment.to_owned())));
     rules.collect()
 }

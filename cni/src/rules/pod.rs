@@ -31,12 +31,8 @@ pub const RETURN_MARK: Mark = Mark { value: 0x111, mask: 0xfff };
 /// Where packets with the return mark are routed: all to lo.
 pub const RETURN_TABLE: u8 = 100;
 /// The policy rule for them.
-pub const RETURN_RULE: PolicyRule = PolicyRule {
-    mark: RETURN_MARK.value,
-    mask: RETURN_MARK.mask,
-    priority: 32764,
-    table: RETURN_TABLE,
-};
+pub const RETURN_RULE: PolicyRule =
+    PolicyRule { mark: RETURN_MARK.value, mask: RETURN_MARK.mask, priority: 32764, table: RETURN_TABLE };
 
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
@@ -159,12 +155,7 @@ impl PodRules {
         if self.capture_dns {
             rules.push(Rule::new(
                 "DNS over UDP",
-                [
-                    Match::OutputInterfaceNot(LOOPBACK.into()),
-                    UDP,
-                    Match::Port(DNS_PORT),
-                    Match::MarkNot(PROXY_MARK),
-                ],
+                [Match::OutputInterfaceNot(LOOPBACK.into()), UDP, Match::Port(DNS_PORT), Match::MarkNot(PROXY_MARK)],
                 Action::Redirect(DNS_PROXY_PORT),
             ));
             for (comment, loopback) in [("DNS over TCP, IPv4", LOOPBACK_V4), ("DNS over TCP, IPv6", LOOPBACK_V6)] {

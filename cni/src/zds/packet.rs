@@ -27,9 +27,8 @@ pub struct Listener {
 impl Listener {
     /// Listens at `path`; a stale socket there is replaced.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        let explain = |what: &str, error: io::Error| {
-            io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
-        };
+        let explain =
+            |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()));
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| explain("create the folder of", error))?;
         }
@@ -97,7 +96,7 @@ impl Packets {
 
     /// Receives one packet; None at the end. A packet that is too long or carries a descriptor is an error.
     pub async fn receive(&self) -> io::Result<Option<Vec<u8>>> {
-        self.fd.async_io(Interest::READABLE, |fd| receive(fd)).await
+        self.fd.async_io(Interest::READABLE, receive).await
     }
 }
 

@@ -239,8 +239,20 @@ struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.shared.state.lock().connections.retain(|(id, _)| *id != self.id);
         self.shared.metrics.connected.dec();
+        let mut state = self.shared.state.lock();
+        let was_newest = state.connections.last().is_some_and(|(id, _)| *id == self.id);
+        state.connections.retain(|(id, _)| *id != self.id);
+        // An older proxy that is the newest again has not heard of the pods that were added since. It takes those
+        // that it runs already as they are.
+        if let Some((_, commands)) = state.connections.last().filter(|_| was_newest) {
+            for held in state.pods.values() {
+                if let Held::Pod(pod) = held {
+                    let (answer, _) = oneshot::channel();
+                    let _ = commands.send(Command { request: Request::Add(pod.clone()), answer });
+                }
+            }
+        }
     }
 }
 

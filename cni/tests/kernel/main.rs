@@ -1,5 +1,8 @@
 //! The agent against the running kernel, in network namespaces of its own. Needs root, nft and iproute2.
 
+// All of it is test code, helpers included.
+#![allow(clippy::unwrap_used)]
+
 mod lay;
 mod namespace;
 mod node;

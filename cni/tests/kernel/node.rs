@@ -81,8 +81,11 @@ impl Node {
     fn cmdadd(&self, body: &str) -> String {
         let mut stream = UnixStream::connect(self.path("pluginevent.sock")).unwrap();
         let length = body.len();
-        write!(stream, "POST /cmdadd HTTP/1.1\r\nhost: unix\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
-            .unwrap();
+        write!(
+            stream,
+            "POST /cmdadd HTTP/1.1\r\nhost: unix\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -214,7 +217,10 @@ fn a_running_pod_gets_in_survives_the_agent_and_gets_out() {
     let _questions = node.proxy();
     node.until_marked("web", None);
     node.until("the rules are gone", || !redirected(&web));
-    assert_eq!(sh(&web, "nft list ruleset; ip rule | grep 0x111; ip route show table all | grep 'table 100'; true"), "");
+    assert_eq!(
+        sh(&web, "nft list ruleset; ip rule | grep 0x111; ip route show table all | grep 'table 100'; true"),
+        ""
+    );
     node.until("the own value is back", || migrate(&web) == "0");
     node.until("no probes", || !sh(&node.host, "nft list ruleset").contains("198.18.16.2"));
     node.until("forgotten", || std::fs::read_dir(node.path("enrolled")).unwrap().count() == 0);
@@ -240,7 +246,9 @@ fn the_plugin_holds_a_pod_until_it_is_in() {
     assert_eq!(node.annotation("web", REDIRECTION).as_deref(), Some("enabled"));
 
     // Gone: its address is no longer a probed pod's.
-    Writer::new(node.path("manifests"), "user").delete(&aquifer_objects::ObjectKey::new(Kind::Pod, "shop", "web")).unwrap();
+    Writer::new(node.path("manifests"), "user")
+        .delete(&aquifer_objects::ObjectKey::new(Kind::Pod, "shop", "web"))
+        .unwrap();
     node.until("no probes", || !sh(&node.host, "nft list ruleset").contains("198.18.16.2"));
 
     let refused = node.cmdadd(r#"{"Netns": 5}"#);

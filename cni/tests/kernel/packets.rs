@@ -6,13 +6,15 @@
 
 use crate::lay::plain;
 use crate::namespace::{fresh, sh};
+use aquifer_cni::keeper::Layout;
 use aquifer_cni::netns::NetNs;
+use aquifer_cni::probes::Probes;
 use aquifer_cni::redirection;
-use aquifer_cni::rules::pod::PodRules;
+use aquifer_cni::rules::pod::{PodRules, ProbeAddresses};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 const PROXY: u32 = 0x539;
@@ -46,7 +48,8 @@ fn wire(rules: &PodRules) -> Wire {
 /// Answers each TCP connection and UDP packet with where it arrived, from whom, and where it was meant to go.
 fn listen(namespace: &NetNs, place: &'static str, port: u16) {
     let address = SocketAddr::from(([0u16; 8], port));
-    let (tcp, udp) = namespace.run(|| (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap())).unwrap();
+    let (tcp, udp) =
+        namespace.run(|| (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap())).unwrap();
     std::thread::spawn(move || {
         for stream in tcp.incoming() {
             let mut stream = stream.unwrap();
@@ -122,7 +125,11 @@ fn check(wire: &Wire, cases: &[Case]) {
     for (place, to, mark, from, expected) in cases {
         let namespace = if *place == "pod" { &wire.pod } else { &wire.peer };
         let said = ask(namespace, to, *mark, *from);
-        assert_eq!(said.split(' ').next().unwrap(), *expected, "{place} → {to}, mark {mark:#x}, source {from:?}: {said}");
+        assert_eq!(
+            said.split(' ').next().unwrap(),
+            *expected,
+            "{place} → {to}, mark {mark:#x}, source {from:?}: {said}"
+        );
     }
 }
 
@@ -188,6 +195,25 @@ fn the_app_sees_the_client_and_its_replies_come_back() {
 }
 
 #[test]
+fn the_nodes_probes_pass_and_nobody_elses_connections() {
+    let wire = wire(&plain());
+    let pods: Vec<IpAddr> = vec!["198.18.0.2".parse().unwrap(), "fd00:18::2".parse().unwrap()];
+    let probes = Probes::new(ProbeAddresses::default(), 0, [("web".to_owned(), pods)]);
+    wire.peer.run(|| probes.lay()).unwrap().unwrap();
+    let v4 = ask(&wire.peer, "198.18.0.2:80", 0, None);
+    assert!(v4.starts_with("pod:80 from 169.254.7.127 "), "{v4}");
+    let v6 = ask(&wire.peer, "[fd00:18::2]:80", 0, None);
+    assert!(v6.starts_with("pod:80 from fd16:9254:7127:1337:ffff:ffff:ffff:ffff "), "{v6}");
+    let other = "setpriv --reuid 65534 --clear-groups bash -c 'exec 3<>/dev/tcp/198.18.0.2/80; cat <&3'";
+    let said = sh(&wire.peer, other);
+    assert!(said.starts_with("pod:15006 from 198.18.0.1 "), "another user's: {said}");
+
+    wire.peer.run(|| probes.withdraw("web")).unwrap().unwrap();
+    let said = ask(&wire.peer, "198.18.0.2:80", 0, None);
+    assert!(said.starts_with("pod:15006 from 198.18.0.1 "), "a pod that is out: {said}");
+}
+
+#[test]
 fn dns_is_captured_on_demand() {
     let wire = wire(&PodRules { capture_dns: true, ..plain() });
     assert_eq!(ask_udp(&wire.pod, "198.18.0.1:53", 0), "pod:15053");
@@ -237,9 +263,6 @@ fn without_rules_everything_is_plain() {
     wire.pod.run(redirection::remove).unwrap().unwrap();
     check(
         &wire,
-        &[
-            ("pod", "198.18.0.1:80", 0, None, "peer:80"),
-            ("peer", "198.18.0.2:80", 0, Some("198.18.0.1"), "pod:80"),
-        ],
+        &[("pod", "198.18.0.1:80", 0, None, "peer:80"), ("peer", "198.18.0.2:80", 0, Some("198.18.0.1"), "pod:80")],
     );
 }
