@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aquifer_objects::{Folder, Kind, ObjectKey, Writer};
@@ -18,6 +19,9 @@ use crate::start;
 use crate::status::{PodInfo, ProcessStats, Status};
 use crate::wire::{self, Reply, Request, Target};
 
+/// The field manager of manifests that a person applies.
+const USER: &str = "user";
+
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -26,6 +30,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Lab {
     name: String,
     paths: Paths,
+    writer: Arc<Writer>,
     /// The lab ends when this closes; `None` for a kept or attached one.
     life: Option<std::io::PipeWriter>,
     start_took: Duration,
@@ -36,7 +41,8 @@ impl Lab {
     pub async fn start(options: LabOptions) -> Result<Self> {
         let begin = Instant::now();
         let started = blocking(move || start::start(options)).await?;
-        Ok(Self { name: started.name, paths: started.paths, life: started.life, start_took: begin.elapsed() })
+        let writer = Arc::new(Writer::new(started.paths.manifests(), USER));
+        Ok(Self { name: started.name, paths: started.paths, writer, life: started.life, start_took: begin.elapsed() })
     }
 
     /// Takes hold of a lab that is up, without owning its life.
@@ -45,7 +51,8 @@ impl Lab {
         if !start::alive(&paths) {
             return Err(LabError::NoSuchLab(name.to_owned()));
         }
-        Ok(Self { name: name.to_owned(), paths, life: None, start_took: Duration::ZERO })
+        let writer = Arc::new(Writer::new(paths.manifests(), USER));
+        Ok(Self { name: name.to_owned(), paths, writer, life: None, start_took: Duration::ZERO })
     }
 
     /// The names of all labs that are up.
@@ -108,11 +115,8 @@ impl Lab {
 
     /// Applies manifests (several documents allowed), as `kubectl apply` would.
     pub async fn apply(&self, yaml: &str) -> Result<Vec<ObjectKey>> {
-        let (root, yaml) = (self.paths.manifests(), yaml.to_owned());
-        blocking(move || {
-            Writer::new(root, "user").apply_manifest(&yaml).map_err(|error| LabError::Manifest(error.to_string()))
-        })
-        .await
+        let (writer, yaml) = (Arc::clone(&self.writer), yaml.to_owned());
+        blocking(move || writer.apply_manifest(&yaml).map_err(|error| LabError::Manifest(error.to_string()))).await
     }
 
     /// Applies a file, or every `.yaml` file of a folder in the order of their names.
@@ -145,8 +149,8 @@ impl Lab {
         if kind == Kind::Pod {
             return self.delete_pod(namespace, name, None).await;
         }
-        let (root, key) = (self.paths.manifests(), ObjectKey::new(kind, namespace, name));
-        blocking(move || Writer::new(root, "user").delete(&key).map_err(|error| LabError::Manifest(error.to_string()))).await
+        let (writer, key) = (Arc::clone(&self.writer), ObjectKey::new(kind, namespace, name));
+        blocking(move || writer.delete(&key).map_err(|error| LabError::Manifest(error.to_string()))).await
     }
 
     /// Deletes a pod with the grace period given, or its own. Returns when the deletion has begun.
@@ -166,8 +170,8 @@ impl Lab {
 
     /// Merges a patch (RFC 7386) into what the user has applied of an object.
     pub async fn patch_user(&self, kind: Kind, namespace: &str, name: &str, patch: serde_json::Value) -> Result<()> {
-        let (root, key) = (self.paths.manifests(), ObjectKey::new(kind, namespace, name));
-        blocking(move || Writer::new(root, "user").patch(&key, patch).map_err(|error| LabError::Manifest(error.to_string()))).await
+        let (writer, key) = (Arc::clone(&self.writer), ObjectKey::new(kind, namespace, name));
+        blocking(move || writer.patch(&key, patch).map_err(|error| LabError::Manifest(error.to_string()))).await
     }
 
     /// The objects of the kinds as they stand, merged from all field managers.

@@ -23,6 +23,7 @@
 mod addresses;
 mod capture;
 mod error;
+pub mod init;
 mod lab;
 mod load;
 mod options;

@@ -1,0 +1,466 @@
+//! The cluster: one task that owns all objects and brings pods, endpoints, names and rules in line with them.
+//!
+//! Everything it was told before a question is in force when the question is answered: a pod that the status calls
+//! ready is reachable through its Services.
+
+mod base;
+mod model;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aquifer_objects::{Folder, Kind, Object, ObjectKey, Watch};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use rand::rng;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+
+use self::model::{Entry, Model, deployment_of};
+use super::deployments::{self, Step};
+use super::endpoints;
+use super::hosts::{self, HostEntry};
+use super::pod::{self, Extra, Placement, PodState};
+use super::reaper::Place;
+use super::rules;
+use super::sandbox::Namespaces;
+use super::shared::{Shared, new_uid};
+use super::components;
+use crate::addresses::{PodNumbers, ServiceNumbers};
+use crate::error::{During, LabError, Result};
+use crate::status::Status;
+
+const WATCHED: [Kind; 6] =
+    [Kind::Namespace, Kind::ServiceAccount, Kind::Deployment, Kind::Service, Kind::Pod, Kind::EndpointSlice];
+
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+/// What the cluster is told.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Make this pod, and say what became of it.
+    Create(Box<NewPod>, oneshot::Sender<Result<Arc<PodState>>>),
+    /// Some pod's readiness, addresses or end changed.
+    PodChanged,
+    /// A pod's sandbox is gone.
+    PodGone(Arc<PodState>),
+    /// How do things stand?
+    Status(oneshot::Sender<Status>),
+}
+
+/// A pod that a part of the lab wants, already with its uid.
+#[derive(Debug)]
+pub(super) struct NewPod {
+    pub(super) pod: Value,
+    pub(super) uid: String,
+    pub(super) extra: Extra,
+}
+
+/// Brings nodes and the cluster's own objects up, then the mesh.
+pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
+    let making = Arc::clone(shared);
+    let made = spawn_blocking(move || base::nodes(&making)).await.map_err(|panic| LabError::Start(panic.to_string()))?;
+    shared.nodes.set(made?).map_err(|_| LabError::Start("the cluster was started twice".into()))?;
+    base::objects(shared)?;
+    let watch = Folder::new(shared.paths.manifests()).watch(&WATCHED).map_err(|error| LabError::Start(error.to_string()))?;
+    let cluster = Cluster::new(Arc::clone(shared));
+    shared.tracker.spawn("cluster", cluster.run(shared.take_events(), watch));
+    if shared.options.mesh {
+        components::start(shared).await?;
+    }
+    Ok(())
+}
+
+struct Cluster {
+    shared: Arc<Shared>,
+    model: Model,
+    pods: BTreeMap<(String, String), Entry>,
+    /// Free pod numbers of each node.
+    numbers: Vec<PodNumbers>,
+    service_numbers: ServiceNumbers,
+    /// Pods that ended: what the watch still says of them is old.
+    gone: HashSet<String>,
+    created: u64,
+    slices: BTreeMap<(String, String), Value>,
+    deployment_status: BTreeMap<(String, String), Value>,
+    rules: String,
+    hosts: Vec<HostEntry>,
+}
+
+impl Cluster {
+    fn new(shared: Arc<Shared>) -> Self {
+        let numbers = shared.nodes().iter().map(|_| PodNumbers::new()).collect();
+        Self {
+            shared,
+            model: Model::default(),
+            pods: BTreeMap::new(),
+            numbers,
+            service_numbers: ServiceNumbers::default(),
+            gone: HashSet::new(),
+            created: 0,
+            slices: BTreeMap::new(),
+            deployment_status: BTreeMap::new(),
+            rules: String::new(),
+            hosts: Vec::new(),
+        }
+    }
+
+    async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>, mut watch: Watch) {
+        loop {
+            let mut questions = Vec::new();
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.event(event, &mut questions),
+                    None => return,
+                },
+                object = watch.next() => match object {
+                    Some(object) => self.object(object),
+                    None => {
+                        tracing::error!("the watch of the manifests ended");
+                        return;
+                    }
+                },
+            }
+            while let Some(object) = watch.try_next() {
+                self.object(object);
+            }
+            while let Ok(event) = events.try_recv() {
+                self.event(event, &mut questions);
+            }
+            self.reconcile().await;
+            for question in questions {
+                // Who asked may have gone away.
+                let _ = question.send(self.status());
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event, questions: &mut Vec<oneshot::Sender<Status>>) {
+        match event {
+            Event::Create(new, answer) => _ = answer.send(self.create(*new)),
+            Event::PodChanged => {}
+            Event::PodGone(state) => {
+                self.gone.insert(state.uid.clone());
+                self.pods.remove(&(state.namespace.clone(), state.name.clone()));
+                if let Some(number) = state.number {
+                    self.numbers[usize::from(state.node) - 1].give_back(number);
+                }
+            }
+            Event::Status(question) => questions.push(question),
+        }
+    }
+
+    fn object(&mut self, event: aquifer_objects::Event) {
+        match event {
+            aquifer_objects::Event::Synced => {}
+            aquifer_objects::Event::Applied(Object::Pod(pod)) => self.pod_applied(pod),
+            aquifer_objects::Event::Applied(Object::Namespace(namespace)) => {
+                base::furnish_namespace(&self.shared, &namespace, &self.model);
+                self.model.apply(Object::Namespace(namespace));
+            }
+            aquifer_objects::Event::Applied(object) => self.model.apply(object),
+            aquifer_objects::Event::Deleted(key) => self.deleted(&key),
+        }
+    }
+
+    fn pod_applied(&mut self, pod: Arc<Pod>) {
+        let key = (text_of(&pod.metadata.namespace), text_of(&pod.metadata.name));
+        let redirection = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDIRECTION)).cloned();
+        if let Some(entry) = self.pods.get_mut(&key) {
+            entry.redirection = redirection;
+            entry.object = pod;
+            return;
+        }
+        let uid = pod.metadata.uid.clone();
+        let old = pod.metadata.deletion_timestamp.is_some() || uid.as_ref().is_some_and(|uid| self.gone.contains(uid));
+        if old {
+            return;
+        }
+        // A pod that a person applied. Only what scheduling adds is ours to write.
+        let known = uid.is_some();
+        let uid = uid.unwrap_or_else(new_uid);
+        if let Err(error) = self.begin(pod, uid, Extra::default(), known) {
+            tracing::warn!(pod = key.1, %error, "not scheduled");
+        }
+    }
+
+    fn deleted(&mut self, key: &ObjectKey) {
+        let name = (key.namespace.to_string(), key.name.to_string());
+        match key.kind {
+            Kind::Pod => {
+                if let Some(entry) = self.pods.get(&name) {
+                    entry.state.delete(None);
+                }
+                return;
+            }
+            Kind::Namespace => {
+                for inner in self.model.keys_in(&key.name) {
+                    self.delete_object(&inner);
+                }
+                for (_, entry) in self.pods.iter().filter(|((namespace, _), _)| *namespace == *key.name) {
+                    entry.state.delete(None);
+                }
+            }
+            Kind::Service => {
+                for number in self.model.forget_service(&name) {
+                    self.service_numbers.give_back(number);
+                }
+                // Only our part may be left, if a person removed the manifest's file.
+                let _ = self.shared.writer.release(key);
+            }
+            _ => {}
+        }
+        self.model.delete(key);
+    }
+
+    fn delete_object(&self, key: &ObjectKey) {
+        if let Err(error) = self.shared.writer.delete(key) {
+            tracing::debug!(object = %key, %error, "deleting");
+        }
+    }
+
+    // --- Pods --------------------------------------------------------------------------------------------------
+
+    fn create(&mut self, new: NewPod) -> Result<Arc<PodState>> {
+        let NewPod { mut pod, uid, extra } = new;
+        pod["metadata"]["uid"] = json!(uid);
+        let typed: Pod = serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
+        let node = self.choose_node(&typed)?;
+        pod["spec"]["nodeName"] = json!(self.shared.node(node).name);
+        let typed: Pod = serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
+        self.shared.writer.apply_json(pod).map_err(|error| LabError::Manifest(error.to_string()))?;
+        self.begin(Arc::new(typed), uid, extra, true)
+    }
+
+    /// Gives the pod a node and addresses, and starts its life.
+    fn begin(&mut self, pod: Arc<Pod>, uid: String, extra: Extra, uid_known: bool) -> Result<Arc<PodState>> {
+        let node = self.choose_node(&pod)?;
+        let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+        let numbers = &mut self.numbers[usize::from(node) - 1];
+        let full = || LabError::Refused(format!("node{node} is full: 253 pods"));
+        let number = if host_network { None } else { Some(numbers.take().ok_or_else(full)?) };
+        let mut ips = match number {
+            Some(number) => self.shared.plan.pod(node, number),
+            None => self.shared.plan.node(node),
+        };
+        if pod::without_ipv6(&pod) {
+            ips.retain(IpAddr::is_ipv4);
+        }
+        let key = (text_of(&pod.metadata.namespace), text_of(&pod.metadata.name));
+        if pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_none() || !uid_known {
+            let mut patch = json!({"spec": {"nodeName": self.shared.node(node).name}});
+            if !uid_known {
+                patch["metadata"] = json!({"uid": uid});
+            }
+            let written = self.shared.writer.patch(&ObjectKey::new(Kind::Pod, &key.0, &key.1), patch);
+            written.map_err(|error| LabError::Refused(error.to_string()))?;
+        }
+        let own = self.shared.paths.pod(&uid);
+        fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
+        fs::write(own.join("hosts"), hosts::render(&key.1, &ips, &key.0, &self.hosts)).during(|| "writing a pod's hosts".into())?;
+        let placement = Placement { node, number, ips, deployment: deployment_of(&pod) };
+        let state = pod::start(&self.shared, Arc::clone(&pod), uid, placement, extra);
+        self.created += 1;
+        self.pods.insert(key, Entry { object: pod, state: Arc::clone(&state), age: self.created, redirection: None });
+        Ok(state)
+    }
+
+    /// The node that the pod names or selects, else the one with the fewest of its kind, then the fewest pods.
+    fn choose_node(&self, pod: &Pod) -> Result<u8> {
+        let spec = pod.spec.as_ref();
+        let selected = spec.and_then(|spec| spec.node_selector.as_ref()?.get("kubernetes.io/hostname"));
+        if let Some(name) = spec.and_then(|spec| spec.node_name.as_ref()).or(selected) {
+            let node = self.shared.node_named(name);
+            return node.map(|node| node.number).ok_or_else(|| LabError::Refused(format!("there is no node `{name}`")));
+        }
+        let deployment = deployment_of(pod);
+        let load = |number: u8| {
+            let on_node = self.pods.values().filter(|entry| entry.state.node == number && !entry.state.is_terminating());
+            let (mut alike, mut all) = (0, 0);
+            for entry in on_node {
+                all += 1;
+                alike += usize::from(deployment.is_some() && entry.state.deployment == deployment);
+            }
+            (alike, all, number)
+        };
+        let least = self.shared.nodes().iter().map(|node| load(node.number)).min();
+        least.map(|(_, _, number)| number).ok_or_else(|| LabError::Refused("there is no node".into()))
+    }
+
+    // --- Reconciling -------------------------------------------------------------------------------------------
+
+    async fn reconcile(&mut self) {
+        self.deployments();
+        self.give_service_addresses();
+        let services = self.model.services();
+        let views: Vec<_> = self.pods.values().map(Entry::view(&self.shared)).collect();
+        let mut slices = BTreeMap::new();
+        let mut ports = Vec::new();
+        let mut names = Vec::new();
+        for service in &services {
+            for slice in endpoints::slices(service, &views) {
+                let key = (text_of(&slice.metadata.namespace), text_of(&slice.metadata.name));
+                slices.insert(key, Object::from(slice).to_json());
+            }
+            ports.extend(endpoints::service_ports(service, &views));
+            names.push(endpoints::host_entry(service, &views));
+        }
+        let mut ips: Vec<IpAddr> = views.iter().flat_map(|view| view.ips.iter().copied()).collect();
+        ips.sort_unstable();
+        ips.dedup();
+        drop(views);
+        self.write_slices(slices);
+        names.sort();
+        if names != self.hosts {
+            self.hosts = names;
+            self.write_hosts();
+        }
+        let rules = rules::render(&ports, &ips);
+        if rules != self.rules {
+            match self.apply_rules(rules.clone()).await {
+                Ok(()) => self.rules = rules,
+                Err(error) => tracing::error!(%error, "Service rules were not applied"),
+            }
+        }
+    }
+
+    fn deployments(&mut self) {
+        for deployment in self.model.deployments() {
+            let key = (text_of(&deployment.metadata.namespace), text_of(&deployment.metadata.name));
+            let hash = deployments::template_hash(&deployment);
+            let owned = self.pods.values().filter(|entry| entry.belongs_to(&key)).map(Entry::owned).collect::<Vec<_>>();
+            let replicas = deployments::replicas(&deployment);
+            for step in deployments::steps(replicas, &hash, &owned) {
+                match step {
+                    Step::Create(count) => {
+                        for _ in 0..count {
+                            let pod = deployments::new_pod(&deployment, &hash, &mut rng());
+                            if let Err(error) = self.create(NewPod { pod, uid: new_uid(), extra: Extra::default() }) {
+                                tracing::warn!(deployment = key.1, %error, "a pod was not made");
+                                break;
+                            }
+                        }
+                    }
+                    Step::Delete(name) => {
+                        if let Some(entry) = self.pods.get(&(key.0.clone(), name)) {
+                            entry.state.delete(None);
+                        }
+                    }
+                }
+            }
+            let ready = owned.iter().filter(|pod| pod.ready && !pod.terminating).count();
+            let alive = owned.iter().filter(|pod| !pod.terminating && !pod.finished).count();
+            let updated = owned.iter().filter(|pod| !pod.terminating && !pod.finished && pod.hash == hash).count();
+            let status = json!({"replicas": alive, "readyReplicas": ready, "availableReplicas": ready, "updatedReplicas": updated});
+            if self.deployment_status.get(&key) != Some(&status) {
+                let object = ObjectKey::new(Kind::Deployment, &key.0, &key.1);
+                if let Err(error) = self.shared.writer.patch_status(&object, status.clone()) {
+                    tracing::debug!(%error, "writing a deployment's status");
+                }
+                self.deployment_status.insert(key, status);
+            }
+        }
+        // Pods whose Deployment is gone go too.
+        for ((namespace, _), entry) in &self.pods {
+            let orphaned = entry.state.deployment.as_ref().is_some_and(|name| !self.model.has_deployment(namespace, name));
+            if orphaned && !entry.state.is_terminating() {
+                entry.state.delete(None);
+            }
+        }
+    }
+
+    fn give_service_addresses(&mut self) {
+        for service in self.model.services() {
+            let spec = service.spec.clone().unwrap_or_default();
+            let external = spec.type_.as_deref() == Some("ExternalName");
+            if external || spec.cluster_ip.as_deref() == Some("None") {
+                continue;
+            }
+            let own = endpoints::cluster_ips(&service);
+            if !own.is_empty() {
+                for number in own.iter().filter_map(|ip| self.shared.plan.service_number(*ip)) {
+                    self.service_numbers.reserve(number);
+                    self.model.remember_number(&service, number);
+                }
+                continue;
+            }
+            let number = self.model.number_of(&service).or_else(|| self.service_numbers.take());
+            let Some(number) = number else {
+                tracing::warn!(service = service.metadata.name, "no Service address is left");
+                continue;
+            };
+            self.model.remember_number(&service, number);
+            let ips = model::service_ips(self.shared.plan, number, &spec);
+            let families: Vec<&str> = ips.iter().map(|ip| if ip.is_ipv4() { "IPv4" } else { "IPv6" }).collect();
+            let policy = if ips.len() > 1 { "PreferDualStack" } else { "SingleStack" };
+            let patch = json!({"spec": {
+                "clusterIP": ips.first(), "clusterIPs": ips, "ipFamilies": families,
+                "ipFamilyPolicy": spec.ip_family_policy.as_deref().unwrap_or(policy),
+                "type": spec.type_.as_deref().unwrap_or("ClusterIP"),
+            }});
+            let key = Object::Service(Arc::clone(&service)).key();
+            if let Err(error) = self.shared.writer.patch(&key, patch.clone()) {
+                tracing::debug!(%error, "writing a Service's address");
+                continue;
+            }
+            // Not waiting for the watch to tell us what we wrote.
+            self.model.apply(Object::from(patched_service(&service, &patch)));
+        }
+    }
+
+    fn write_slices(&mut self, slices: BTreeMap<(String, String), Value>) {
+        for (key, slice) in &slices {
+            if self.slices.get(key) != Some(slice)
+                && let Err(error) = self.shared.writer.apply_json(slice.clone())
+            {
+                tracing::warn!(%error, "writing an EndpointSlice");
+            }
+        }
+        for key in self.slices.keys().filter(|key| !slices.contains_key(*key)) {
+            self.delete_object(&ObjectKey::new(Kind::EndpointSlice, &key.0, &key.1));
+        }
+        self.slices = slices;
+    }
+
+    fn write_hosts(&self) {
+        for ((namespace, name), entry) in &self.pods {
+            let file = self.shared.paths.pod(&entry.state.uid).join("hosts");
+            // In place: the pod has this very file mounted.
+            if let Err(error) = fs::write(&file, hosts::render(name, &entry.state.ips, namespace, &self.hosts)) {
+                tracing::debug!(%error, pod = name, "writing hosts");
+            }
+        }
+    }
+
+    async fn apply_rules(&self, rules: String) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let apply = move || {
+            for node in shared.nodes() {
+                let place = Place::of(&Namespaces::net_only(Arc::clone(&node.net)));
+                shared.reaper.run("nft", &["-f", "-"], &rules, &place)?;
+            }
+            Ok(())
+        };
+        spawn_blocking(apply).await.map_err(|panic| LabError::Refused(panic.to_string()))?
+    }
+
+    fn status(&self) -> Status {
+        model::status(&self.shared, &self.pods)
+    }
+}
+
+fn patched_service(service: &Service, patch: &Value) -> Service {
+    let mut spec = json!(service.spec);
+    if let (Some(spec), Some(fields)) = (spec.as_object_mut(), patch["spec"].as_object()) {
+        spec.extend(fields.clone());
+    }
+    let mut patched = service.clone();
+    patched.spec = serde_json::from_value(spec).ok().or(patched.spec);
+    patched
+}
+
+fn text_of(name: &Option<String>) -> String {
+    name.clone().unwrap_or_default()
+}
