@@ -6,6 +6,9 @@
 //! A workload that is STRICT lists the one static policy. One whose ports differ from the rest lists the policy made
 //! from its own PeerAuthentication instead, which holds the whole truth: two DENY policies could not make an exception.
 
+#[cfg(test)]
+mod tests;
+
 use aquifer_objects::crds::{MutualTls, MutualTlsMode, PeerAuthentication};
 use aquifer_proto::security::string_match::MatchType;
 use aquifer_proto::security::{Action, Authorization, Clause, Match, Rule, Scope, StringMatch};

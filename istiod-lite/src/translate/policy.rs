@@ -7,6 +7,9 @@
 //!
 //! What was left out comes back as data, for the policy's status.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

@@ -132,24 +132,19 @@ impl Store {
         for key in std::mem::take(&mut self.dirty) {
             match self.make(&key) {
                 Ok(None) => {
-                    self.bad_objects.remove(&key);
+                    self.judge(&key, None);
                     if self.sent.remove(&key).is_some() {
                         events.push(Event::Deleted(key));
                     }
                 }
                 Ok(Some((hash, object))) => {
-                    self.bad_objects.remove(&key);
+                    self.judge(&key, self.duplicate(&key));
                     if self.sent.get(&key).is_none_or(|(sent, _)| *sent != hash) {
                         self.sent.insert(key, (hash, object.clone()));
                         events.push(Event::Applied(object));
                     }
                 }
-                Err(error) => {
-                    if self.bad_objects.get(&key) != Some(&error) {
-                        tracing::error!("{error}; {key} stays as it was");
-                        self.bad_objects.insert(key, error);
-                    }
-                }
+                Err(error) => self.judge(&key, Some(error)),
             }
         }
         events
@@ -159,15 +154,7 @@ impl Store {
         let Some(parts) = self.parts.get(key) else {
             return Ok(None);
         };
-        let mut manifests = parts.iter().filter(|(origin, _)| matches!(origin, Origin::Manifest(..)));
-        let manifest = manifests.next();
-        if let (Some((first, _)), Some((second, _))) = (manifest, manifests.next()) {
-            tracing::error!(
-                "{}: {key} stands in {} already, which counts",
-                second.path().display(),
-                first.path().display()
-            );
-        }
+        let manifest = parts.iter().find(|(origin, _)| matches!(origin, Origin::Manifest(..)));
         let managed = parts.iter().filter(|(origin, _)| matches!(origin, Origin::Managed(..))).map(|(_, value)| value);
         let Some(mut merged) = merge::merge(manifest.map(|(_, value)| value), managed) else {
             return Ok(None);
@@ -180,6 +167,28 @@ impl Store {
                 // A manifest was checked when it was read: the fault is in the last part laid over it.
                 let file = parts.keys().next_back().map(|origin| origin.path().to_owned()).unwrap_or_default();
                 Err(ManifestError { file, line: 0, field, message })
+            }
+        }
+    }
+
+    /// That a second manifest holds the object, which does not count.
+    fn duplicate(&self, key: &ObjectKey) -> Option<ManifestError> {
+        let mut manifests = self.parts.get(key)?.keys().filter(|origin| matches!(origin, Origin::Manifest(..)));
+        let (first, second) = (manifests.next()?, manifests.next()?);
+        let message = format!("{key} stands in {} already, which counts", first.path().display());
+        Some(ManifestError { file: second.path().to_owned(), line: 0, field: String::new(), message })
+    }
+
+    /// Remembers what is wrong with an object, and says it once.
+    fn judge(&mut self, key: &ObjectKey, error: Option<ManifestError>) {
+        match error {
+            None => {
+                self.bad_objects.remove(key);
+            }
+            Some(error) if self.bad_objects.get(key) == Some(&error) => {}
+            Some(error) => {
+                tracing::error!("{error}");
+                self.bad_objects.insert(key.clone(), error);
             }
         }
     }

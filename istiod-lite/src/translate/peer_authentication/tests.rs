@@ -1,0 +1,159 @@
+use aquifer_objects::Object;
+use aquifer_objects::crds::PeerAuthentication;
+use aquifer_objects::parse::parse_object;
+use aquifer_proto::security::{Match, Rule};
+use serde_json::{Value, json};
+
+use crate::translate::{Labels, Mesh, peer_authentication};
+
+/// Namespace, name, the selector's `app`, mode, modes of ports.
+type Spec<'a> = (&'a str, &'a str, Option<&'a str>, &'a str, &'a [(u16, &'a str)]);
+
+struct Mtls {
+    policies: Vec<PeerAuthentication>,
+}
+
+impl Mtls {
+    /// The policies, oldest first.
+    fn new(policies: &[Spec<'_>]) -> Self {
+        let policy = |(age, (namespace, name, app, mode, ports)): (usize, &Spec<'_>)| {
+            let ports: serde_json::Map<String, Value> =
+                ports.iter().map(|(port, mode)| (port.to_string(), json!({"mode": mode}))).collect();
+            let selector = app.map(|app| json!({"matchLabels": {"app": app}}));
+            let value = json!({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+                "metadata": {"namespace": namespace, "name": name, "creationTimestamp": format!("2026-01-{:02}T00:00:00Z", age + 1)},
+                "spec": {"selector": selector, "mtls": {"mode": mode}, "portLevelMtls": ports}});
+            match parse_object(value).unwrap() {
+                Object::PeerAuthentication(policy) => policy.as_ref().clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        Self { policies: policies.iter().enumerate().map(policy).collect() }
+    }
+
+    /// The policies that a pod with `app: web` in the namespace lists.
+    fn listed(&self, namespace: &str) -> Vec<String> {
+        let mesh = Mesh::default();
+        let relevant = self.policies.iter().filter(|policy| {
+            let of = policy.metadata.namespace.as_deref();
+            of == Some(namespace) || of == Some(&mesh.root_namespace)
+        });
+        let labels = Labels::from([("app".to_owned(), "web".to_owned())]);
+        peer_authentication::required(namespace, Some(&labels), relevant, &mesh)
+    }
+
+    /// Whether plaintext is refused on a port by the policies that the pod lists, as the node proxy reads them.
+    fn refuses_plaintext(&self, namespace: &str, port: u32) -> bool {
+        let mesh = Mesh::default();
+        let refuses = |rule: &Rule| {
+            rule.clauses.iter().all(|clause| {
+                clause.matches.iter().any(|found| {
+                    let port_matches = found.destination_ports.is_empty() || found.destination_ports.contains(&port);
+                    port_matches && !found.not_destination_ports.contains(&port) && *found != Match::default()
+                })
+            })
+        };
+        self.listed(namespace).iter().any(|name| {
+            if *name == peer_authentication::static_strict_resource(&mesh) {
+                return peer_authentication::static_strict(&mesh).rules.iter().any(refuses);
+            }
+            let converted =
+                self.policies.iter().filter_map(|policy| peer_authentication::converted(policy, &self.policies, &mesh));
+            let mut named = converted.filter(|sent| format!("{}/{}", sent.namespace, sent.name) == *name);
+            named.next().unwrap_or_else(|| panic!("{name} is listed and never sent")).rules.iter().any(refuses)
+        })
+    }
+}
+
+#[test]
+fn precedence_of_mutual_tls() {
+    type Case<'a> = (&'a str, &'a [Spec<'a>], bool, bool);
+    let root = "istio-system";
+    // What is there; is 8080 refused to plaintext; is 9090?
+    let cases: &[Case<'_>] = &[
+        ("nothing", &[], false, false),
+        ("mesh", &[(root, "default", None, "STRICT", &[])], true, true),
+        (
+            "namespace over mesh",
+            &[(root, "default", None, "STRICT", &[]), ("shop", "default", None, "PERMISSIVE", &[])],
+            false,
+            false,
+        ),
+        (
+            "unset passes on",
+            &[(root, "default", None, "STRICT", &[]), ("shop", "default", None, "UNSET", &[])],
+            true,
+            true,
+        ),
+        (
+            "disable is permissive",
+            &[(root, "default", None, "STRICT", &[]), ("shop", "default", None, "DISABLE", &[])],
+            false,
+            false,
+        ),
+        (
+            "workload over namespace",
+            &[("shop", "default", None, "PERMISSIVE", &[]), ("shop", "web", Some("web"), "STRICT", &[])],
+            true,
+            true,
+        ),
+        ("another workload's", &[("shop", "other", Some("other"), "STRICT", &[])], false, false),
+        (
+            "the oldest counts",
+            &[("shop", "z", None, "STRICT", &[]), ("shop", "a", None, "PERMISSIVE", &[])],
+            true,
+            true,
+        ),
+        ("a selector in the root namespace", &[(root, "web", Some("web"), "STRICT", &[])], false, false),
+        ("strict port", &[("shop", "web", Some("web"), "PERMISSIVE", &[(8080, "STRICT")])], true, false),
+        ("strict port, mode inherited", &[("shop", "web", Some("web"), "UNSET", &[(8080, "STRICT")])], true, false),
+        (
+            "strict port under a strict mesh",
+            &[(root, "default", None, "STRICT", &[]), ("shop", "web", Some("web"), "PERMISSIVE", &[(8080, "STRICT")])],
+            true,
+            false,
+        ),
+        ("open port", &[("shop", "web", Some("web"), "STRICT", &[(9090, "PERMISSIVE")])], true, false),
+        (
+            "open port, mode inherited",
+            &[(root, "default", None, "STRICT", &[]), ("shop", "web", Some("web"), "UNSET", &[(9090, "PERMISSIVE")])],
+            true,
+            false,
+        ),
+        (
+            "disabled port, mode inherited",
+            &[(root, "default", None, "STRICT", &[]), ("shop", "web", Some("web"), "UNSET", &[(9090, "DISABLE")])],
+            true,
+            false,
+        ),
+        ("port that says nothing", &[("shop", "web", Some("web"), "STRICT", &[(9090, "UNSET")])], true, true),
+        (
+            "both kinds of port",
+            &[
+                (root, "default", None, "STRICT", &[]),
+                ("shop", "web", Some("web"), "UNSET", &[(8080, "STRICT"), (9090, "PERMISSIVE")]),
+            ],
+            true,
+            false,
+        ),
+        ("ports alike", &[("shop", "web", Some("web"), "STRICT", &[(8080, "STRICT"), (9090, "STRICT")])], true, true),
+    ];
+    for (name, policies, on_8080, on_9090) in cases {
+        let mtls = Mtls::new(policies);
+        assert_eq!(
+            (mtls.refuses_plaintext("shop", 8080), mtls.refuses_plaintext("shop", 9090)),
+            (*on_8080, *on_9090),
+            "{name}"
+        );
+        assert!(mtls.listed("shop").len() <= 1, "{name}: two DENY policies make no exception");
+    }
+}
+
+#[test]
+fn the_root_namespaces_pods_follow_the_mesh() {
+    let mtls = Mtls::new(&[
+        ("istio-system", "default", None, "STRICT", &[]),
+        ("istio-system", "web", Some("web"), "PERMISSIVE", &[]),
+    ]);
+    assert_eq!(mtls.listed("istio-system"), ["istio-system/istio_converted_static_strict"]);
+}
