@@ -1,5 +1,7 @@
 //! Small workloads, services and states for tests.
 
+pub(crate) mod any;
+
 use std::{net::IpAddr, sync::Arc};
 
 use crate::{

@@ -1,10 +1,14 @@
 //! Each rule of outbound routing: what is known, what is asked, where it goes.
 
+use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    fixtures::{gateway_host, gateway_ip, ip, mesh, pod, service},
+    fixtures::{
+        any::{ADDRESSES, NAMESPACES, any_update},
+        gateway_host, gateway_ip, ip, mesh, pod, service,
+    },
     service::{LoadBalancing, Visibility, WeightedWaypoint},
     workload::{HealthStatus, NetworkMode},
 };
@@ -280,5 +284,56 @@ fn a_port_of_zero_is_never_dialled() {
         };
         let resolution = resolve(&state, &conn, &mut StdRng::seed_from_u64(seed));
         assert_eq!(text(&resolution), "hbone 10.0.0.1:15008 10.0.0.1:7000 a > a @ ns/web");
+    }
+}
+
+proptest! {
+    /// Whatever is known, and in whatever state: a service that is known is never passed through in silence, a tunnel
+    /// always knows whom to expect, and no port is made up.
+    #[test]
+    fn nothing_known_is_passed_through_by_mistake(
+        updates in proptest::collection::vec(any_update(), 0..30),
+        to in proptest::sample::select(&ADDRESSES[..]),
+        namespace in proptest::sample::select(&NAMESPACES[..]),
+        port in proptest::sample::select(vec![80u16, 81, 15008]),
+        seed: u64,
+    ) {
+        let mut state = MeshState::default();
+        updates.into_iter().for_each(|update| state.apply(update));
+        let source = Arc::new(Workload { namespace: namespace.into(), ..client() });
+        let conn = OutboundConn {
+            source,
+            network: "".into(),
+            destination: SocketAddr::new(ip(to), port),
+            preferred_service_namespace: None,
+        };
+        let address = NetworkAddress::new("", ip(to));
+        let workload = state.workload_by_addr(&address);
+        let service = state.service_by_vip(&address, &View { namespace, preferred_namespace: None });
+        match resolve(&state, &conn, &mut StdRng::seed_from_u64(seed)) {
+            Resolution::Route(route) => {
+                prop_assert!(route.next_hop.port() != 0);
+                prop_assert_eq!(route.service.as_ref(), service);
+                let known = workload.is_some() || service.is_some();
+                prop_assert_eq!(route.destination.is_some(), known);
+                match (&route.tunnel, &route.destination) {
+                    (Tunnel::Hbone { authority, expect }, Some(destination)) => {
+                        prop_assert!(expect.contains(&destination.identity()));
+                        prop_assert!(authority.parse::<Authority>().is_ok());
+                    }
+                    (Tunnel::Passthrough, Some(destination)) => {
+                        prop_assert_eq!(destination.tunnel_protocol, TunnelProtocol::None);
+                    }
+                    (tunnel, None) => {
+                        prop_assert_eq!(tunnel, &Tunnel::Passthrough);
+                        prop_assert_eq!(route.next_hop, conn.destination);
+                    }
+                }
+            }
+            Resolution::Reject(reject) => {
+                prop_assert!(workload.is_some() || service.is_some(), "{}", reject.reason);
+            }
+            Resolution::Need(_) => prop_assert!(false, "no workload has a hostname"),
+        }
     }
 }

@@ -6,8 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    fixtures::{at, ip, mesh, pod, service},
-    policy::{Action, Rule},
+    fixtures::{
+        any::{ADDRESSES, HOSTNAMES, NAMESPACES, POLICIES, UIDS, any_update},
+        at, ip, mesh, pod, service,
+    },
+    policy::Action,
     service::Visibility,
 };
 
@@ -193,81 +196,6 @@ fn policies_apply_by_scope_and_by_name_each_once() {
 }
 
 // Any sequence of updates against a state built from what it leaves.
-
-const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.0.0.2", "10.9.0.1", "fd09::1"];
-const VIPS: [&str; 6] = ["10.9.0.1", "10.0.0.1", "10.9.0.0/24", "10.0.0.0/8", "fd09::/64", "fd09::1"];
-const UIDS: [&str; 5] = ["Kubernetes//Pod/ns/a", "Kubernetes//Pod/ns/b", "x/WorkloadEntry/ns/a", "n1/h1", "n2/h2"];
-const NAMESPACES: [&str; 3] = ["n1", "n2", "n3"];
-const HOSTNAMES: [&str; 2] = ["h1", "h2"];
-const POLICIES: [&str; 3] = ["n1/p", "n1/q", "n2/p"];
-
-fn some_of(values: &'static [&'static str]) -> impl Strategy<Value = Vec<&'static str>> {
-    proptest::collection::vec(proptest::sample::select(values), 0..3)
-}
-
-fn any_workload() -> impl Strategy<Value = Workload> {
-    let uid = proptest::sample::select(&UIDS[..]);
-    let name = proptest::sample::select(&["a", "b"][..]);
-    let namespace = proptest::sample::select(&NAMESPACES[..]);
-    let node = proptest::sample::select(&["", "n1", "n2"][..]);
-    let keys = (some_of(&NAMESPACES), some_of(&HOSTNAMES));
-    (uid, name, namespace, some_of(&ADDRESSES), node, any::<(bool, bool, bool)>(), keys, some_of(&POLICIES)).prop_map(
-        |(uid, name, namespace, addresses, node, (hbone, host, other), keys, policies)| Workload {
-            uid: uid.into(),
-            namespace: namespace.into(),
-            node: node.into(),
-            network: if other { "other" } else { "" }.into(),
-            tunnel_protocol: if hbone { TunnelProtocol::Hbone } else { TunnelProtocol::None },
-            network_mode: if host { NetworkMode::HostNetwork } else { NetworkMode::Standard },
-            services: keys
-                .0
-                .iter()
-                .zip(&keys.1)
-                .map(|(ns, h)| (NamespacedHostname::new(*ns, *h), Default::default()))
-                .collect(),
-            authorization_policies: policies.iter().map(|key| key.parse().unwrap()).collect(),
-            ..pod(name, &addresses)
-        },
-    )
-}
-
-fn any_service() -> impl Strategy<Value = Service> {
-    let namespace = proptest::sample::select(&NAMESPACES[..]);
-    let hostname = proptest::sample::select(&HOSTNAMES[..]);
-    (namespace, hostname, some_of(&VIPS), any::<bool>(), any::<bool>()).prop_map(
-        |(ns, host, vips, canonical, hidden)| Service {
-            canonical,
-            visibility: if hidden { Visibility::Namespace } else { Visibility::Public },
-            ..service(&format!("{ns}/{host}"), &vips, &[])
-        },
-    )
-}
-
-fn any_policy() -> impl Strategy<Value = Policy> {
-    let scope = proptest::sample::select(&[Scope::Global, Scope::Namespace, Scope::WorkloadSelector][..]);
-    (proptest::sample::select(&POLICIES[..]), scope, 0usize..2).prop_map(|(key, scope, rules)| Policy {
-        key: key.parse().unwrap(),
-        scope,
-        action: Action::Allow,
-        rules: vec![Rule::default(); rules],
-        dry_run: false,
-    })
-}
-
-fn any_update() -> impl Strategy<Value = Update> {
-    let names: Vec<String> = UIDS
-        .iter()
-        .map(ToString::to_string)
-        .chain(NAMESPACES.iter().flat_map(|ns| HOSTNAMES.map(|h| format!("{ns}/{h}"))))
-        .collect();
-    prop_oneof![
-        4 => any_workload().prop_map(|w| Update::Workload(Arc::new(w))),
-        4 => any_service().prop_map(|s| Update::Service(Arc::new(s))),
-        2 => any_policy().prop_map(|p| Update::Policy(Arc::new(p))),
-        3 => proptest::sample::select(names).prop_map(|name| Update::RemoveAddress(name.into())),
-        1 => proptest::sample::select(&POLICIES[..]).prop_map(|name| Update::RemovePolicy(name.into())),
-    ]
-}
 
 /// Everything that can be asked, as text.
 fn observe(state: &MeshState) -> Vec<String> {
