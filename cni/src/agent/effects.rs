@@ -140,7 +140,10 @@ impl Effects for Node {
             let rules = rules.clone();
             netns.enter(move || {
                 remember(&state, draft)?;
-                migrate_req::turn_on()?;
+                // A read-only /proc/sys costs a hand-over some connections, and is no reason to stay out.
+                if let Err(error) = migrate_req::turn_on() {
+                    tracing::debug!(%error, "tcp_migrate_req stays as it is");
+                }
                 rules.lay().map_err(io::Error::other)
             })
         };
@@ -214,7 +217,10 @@ impl Effects for Node {
         let own = record.filter(|record| record.netns == netns.id()).and_then(|record| record.tcp_migrate_req);
         let removed = netns.enter(move || {
             redirection::remove().map_err(io::Error::other)?;
-            own.map_or(Ok(()), |value| migrate_req::restore(&value))
+            if let Some(Err(error)) = own.map(|value| migrate_req::restore(&value)) {
+                tracing::debug!(%error, "tcp_migrate_req stays as it is");
+            }
+            Ok(())
         });
         removed.await.and_then(|result| result).map_err(|error| error.to_string())
     }

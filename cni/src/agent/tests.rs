@@ -340,6 +340,24 @@ async fn refusals_are_pending_and_tried_again() {
 }
 
 #[tokio::test]
+async fn a_label_that_comes_back_at_once_brings_the_pod_back() {
+    let mut bench = bench();
+    bench.applied(namespace(Some("ambient")));
+    bench.applied(pod(json!({})));
+    bench.steps(&IN).await;
+    bench.applied(pod(json!({"metadata": {"annotations": {REDIRECTION: "enabled"}}})));
+    bench.applied(namespace(None));
+    bench.steps(&["mark nothing"]).await;
+    // While it is on its way out, and before the watch shows that the annotation went.
+    bench.applied(namespace(Some("ambient")));
+    bench.steps(&["remove", "forget uid-1", IN[0], IN[1], IN[2], IN[3]]).await;
+
+    // Someone else takes the annotation off.
+    bench.applied(pod(json!({"metadata": {"annotations": {"other": "x"}}})));
+    bench.steps(&["mark enabled"]).await;
+}
+
+#[tokio::test]
 async fn a_proxy_that_connects_ends_the_wait() {
     let mut bench = bench();
     // So many failures that the pauses would take minutes.

@@ -17,6 +17,10 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A namespace that is not there yet is a pod that is just starting.
 const NETNS_RETRY_MAX: Duration = Duration::from_millis(250);
 
+/// From the annotation's removal to the rules': peers hear of it and go back to plain TCP meanwhile, which the proxy
+/// still lets in, instead of meeting a closed HBONE port.
+const PEERS_HEAR: Duration = Duration::from_millis(250);
+
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Order {
@@ -72,8 +76,16 @@ pub async fn run<E: Effects>(
     stocktaking: Option<Stocktaking>,
 ) {
     let proxies = effects.proxies();
-    let mut worker =
-        Worker { effects, pod, target: None, created: None, waiting: Vec::new(), done: Done::Nothing, stocktaking };
+    let mut worker = Worker {
+        effects,
+        pod,
+        target: None,
+        created: None,
+        waiting: Vec::new(),
+        done: Done::Nothing,
+        written: None,
+        stocktaking,
+    };
     let Some(first) = orders.recv().await else { return };
     if worker.take(first) {
         return worker.gone().await;
@@ -120,6 +132,7 @@ struct Worker<E> {
     created: Option<(PathBuf, Vec<IpAddr>)>,
     waiting: Vec<(Instant, oneshot::Sender<Result<Answer, String>>)>,
     done: Done,
+    written: Option<Marks>,
     stocktaking: Option<Stocktaking>,
 }
 
@@ -191,14 +204,16 @@ impl<E: Effects> Worker<E> {
 
     async fn enrol(&mut self, facts: Facts, marks: &Marks) -> Outcome {
         if self.done == Done::In(facts.clone()) {
+            if marks.redirection.as_deref() != Some(ENABLED) {
+                // Someone took it off, or this is how the pod looked before we wrote it; writing it twice is nothing.
+                self.written = None;
+                if let Err(error) = self.mark(marks, Some(ENABLED), None).await {
+                    return self.failure("annotation", error, marks, false).await;
+                }
+            }
             return Outcome::Done(Answer::Enrolled);
         }
-        let was_in = matches!(self.done, Done::In(_));
-        self.done = Done::Nothing;
-        if was_in {
-            self.effects.enrolled(-1);
-        }
-
+        self.no_longer_in();
         if let Err(error) = self.effects.lay(&self.pod, &facts.netns, &facts.rules, &facts.ips).await {
             return self.failure("rules", error, marks, true).await;
         }
@@ -230,7 +245,11 @@ impl<E: Effects> Worker<E> {
         if let Err(error) = self.mark(marks, None, told.as_deref()).await {
             return self.failure("annotation", error, marks, false).await;
         }
-        let was_in = matches!(self.done, Done::In(_));
+        // From here on it is neither in nor out, should it be wanted in again before all of this has succeeded.
+        let was_in = self.no_longer_in();
+        if marks.redirection.as_deref() == Some(ENABLED) && *reason != Reason::Terminated {
+            tokio::time::sleep(PEERS_HEAR).await;
+        }
         if was_in || self.effects.knows(&self.pod) {
             // An ended pod's namespace goes with it.
             if *reason != Reason::Terminated
@@ -245,18 +264,13 @@ impl<E: Effects> Worker<E> {
         } else if reason.is_surprising() {
             tracing::info!(pod = %self.name(), %reason, "not enrolled");
         }
-        if was_in {
-            self.effects.enrolled(-1);
-        }
         self.done = Done::Out(reason.clone());
         done()
     }
 
     async fn gone(mut self) {
         if self.effects.knows(&self.pod) {
-            if matches!(self.done, Done::In(_)) {
-                self.effects.enrolled(-1);
-            }
+            self.no_longer_in();
             if let Err(error) = self.effects.forget(&self.pod).await {
                 tracing::warn!(pod = %self.name(), %error, "could not forget a pod that is gone");
             }
@@ -264,6 +278,15 @@ impl<E: Effects> Worker<E> {
         for (_, answer) in self.waiting.drain(..) {
             let _ = answer.send(Err("the pod is gone".into()));
         }
+    }
+
+    /// Nothing is known to be done any more; whether the pod was in.
+    fn no_longer_in(&mut self) -> bool {
+        let was_in = matches!(std::mem::replace(&mut self.done, Done::Nothing), Done::In(_));
+        if was_in {
+            self.effects.enrolled(-1);
+        }
+        was_in
     }
 
     /// Counts, logs and perhaps shows a failed step; it is tried again.
@@ -276,16 +299,14 @@ impl<E: Effects> Worker<E> {
         Outcome::Again { after: After::Failure, error }
     }
 
-    /// Writes our annotations, unless the object has them already.
+    /// Writes our annotations, unless they are there already: as last written, or else as the object has them `now`.
     async fn mark(&mut self, now: &Marks, redirection: Option<&str>, reason: Option<&str>) -> Result<(), String> {
         let marks = Marks { redirection: redirection.map(str::to_owned), reason: reason.map(str::to_owned) };
-        if marks == *now {
+        if self.written.as_ref().unwrap_or(now) == &marks {
             return Ok(());
         }
         self.effects.mark(&self.pod, &marks).await?;
-        if let Some(target) = &mut self.target {
-            target.marks = marks;
-        }
+        self.written = Some(marks);
         Ok(())
     }
 

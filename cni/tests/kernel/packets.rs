@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 const PROXY: u32 = 0x539;
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 struct Wire {
     pod: NetNs,
