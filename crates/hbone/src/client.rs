@@ -56,8 +56,13 @@ impl Client {
 
     /// Whether the connection takes new streams. False after a GOAWAY or a failure.
     pub fn is_open(&self) -> bool {
+        self.clone().probe()
+    }
+
+    /// The same for whoever owns this handle alone, without another.
+    pub(crate) fn probe(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        !matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+        !matches!(self.send.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     /// Streams that the peer allows at once, as far as known.

@@ -4,6 +4,7 @@
 //! carries it out: a task per connection, one sweeper, waiters woken in order.
 
 pub mod admission;
+mod guards;
 
 use crate::client::{self, Client, HboneRequest};
 use crate::config::ClientConfig;
@@ -12,12 +13,13 @@ use crate::stream::H2Stream;
 use admission::{Action, Admission, ConnId, Decision, StreamPermit, Ticket};
 use aquifer_core::reason::Reason;
 use aquifer_runtime::{Cancel, Tracker};
+use guards::{Dial, Lease, Waiting};
 use http::HeaderMap;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -366,122 +368,5 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
                 }
             }
         });
-    }
-}
-
-/// A dial on its way: however its task ends, the waiters hear of it.
-struct Dial<K: Key, C: Connect<K>> {
-    pool: Weak<Inner<K, C>>,
-    key: Option<K>,
-}
-
-impl<K: Key, C: Connect<K>> Dial<K, C> {
-    fn failed(&mut self, error: PoolError<C::Error>) {
-        let (Some(pool), Some(key)) = (self.pool.upgrade(), self.key.take()) else {
-            return;
-        };
-        let waiters: Vec<_> = {
-            let mut state = pool.state.borrow_mut();
-            let tickets = state.admission.dial_failed(&key);
-            tickets.iter().filter_map(|t| state.waiters.remove(t)).collect()
-        };
-        for waiter in waiters {
-            let _ = waiter.send(Err(error.clone()));
-        }
-    }
-
-    fn opened(&mut self, client: Client) -> Option<Opened<K, C>> {
-        let (pool, key) = (self.pool.upgrade()?, self.key.take()?);
-        let (conn, actions) = {
-            let mut state = pool.state.borrow_mut();
-            let allowed = client.max_streams();
-            let (conn, actions) = state.admission.opened(&key, allowed, now());
-            state.conns.insert(conn, Conn { client, limit: watch::Sender::new(allowed) });
-            (conn, actions)
-        };
-        pool.start_sweeper();
-        pool.act(actions, false);
-        Some(Opened { pool: self.pool.clone(), conn })
-    }
-}
-
-impl<K: Key, C: Connect<K>> Drop for Dial<K, C> {
-    fn drop(&mut self) {
-        self.failed(PoolError::Closed);
-    }
-}
-
-/// A connection that runs: leaves the pool when its task ends.
-struct Opened<K: Key, C: Connect<K>> {
-    pool: Weak<Inner<K, C>>,
-    conn: ConnId,
-}
-
-impl<K: Key, C: Connect<K>> Opened<K, C> {
-    /// Follows the peer's SETTINGS and GOAWAY.
-    fn observe(&self) {
-        let Some(pool) = self.pool.upgrade() else { return };
-        let mut state = pool.state.borrow_mut();
-        let Some(conn) = state.conns.get(&self.conn) else { return };
-        if !conn.client.is_open() {
-            drop(state);
-            return pool.retire(self.conn);
-        }
-        let allowed = conn.client.max_streams();
-        if *conn.limit.borrow() != allowed {
-            conn.limit.send_replace(allowed);
-            let actions = state.admission.set_limit(self.conn, allowed, now());
-            drop(state);
-            pool.act(actions, true);
-        }
-    }
-}
-
-impl<K: Key, C: Connect<K>> Drop for Opened<K, C> {
-    fn drop(&mut self) {
-        let Some(pool) = self.pool.upgrade() else { return };
-        let actions = {
-            let mut state = pool.state.borrow_mut();
-            state.conns.remove(&self.conn);
-            state.admission.closed(self.conn, now())
-        };
-        pool.act(actions, true);
-    }
-}
-
-/// A stream's permit, given back when the stream is dropped.
-struct Lease<K: Key, C: Connect<K>> {
-    pool: Weak<Inner<K, C>>,
-    permit: Option<StreamPermit>,
-}
-
-impl<K: Key, C: Connect<K>> Lease<K, C> {
-    fn conn(&self) -> ConnId {
-        self.permit.as_ref().map(StreamPermit::conn).expect("taken on drop only")
-    }
-}
-
-impl<K: Key, C: Connect<K>> Drop for Lease<K, C> {
-    fn drop(&mut self) {
-        if let (Some(pool), Some(permit)) = (self.pool.upgrade(), self.permit.take()) {
-            let actions = pool.state.borrow_mut().admission.release(permit, now());
-            pool.act(actions, true);
-        }
-    }
-}
-
-/// A request in the queue: leaves it when dropped.
-struct Waiting<K: Key, C: Connect<K>> {
-    inner: Rc<Inner<K, C>>,
-    key: K,
-    ticket: Ticket,
-}
-
-impl<K: Key, C: Connect<K>> Drop for Waiting<K, C> {
-    fn drop(&mut self) {
-        let mut state = self.inner.state.borrow_mut();
-        if state.waiters.remove(&self.ticket).is_some() {
-            state.admission.cancel(&self.key, self.ticket);
-        }
     }
 }

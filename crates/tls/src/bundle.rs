@@ -2,10 +2,12 @@
 
 use aquifer_core::identity::Identity;
 use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::sign::CertifiedKey;
 use std::sync::Arc;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 #[cfg(test)]
 mod tests;
@@ -74,6 +76,8 @@ impl CertBundle {
         elements: &[String],
         now: OffsetDateTime,
     ) -> Result<Self, BundleError> {
+        // rustls keeps the key in a form of its own; this one is wiped, whatever comes of the chain.
+        let key = Zeroizing::new(key);
         let Some((last, singles)) = elements.split_last().filter(|(_, s)| !s.is_empty()) else {
             return Err(BundleError::TooShort(elements.len()));
         };
@@ -98,8 +102,8 @@ impl CertBundle {
         if roots.is_empty() {
             return Err(BundleError::Layout { index, found: 0 });
         }
-        let signing = crate::provider::provider().key_provider.load_private_key(key);
-        let key = CertifiedKey::new(chain, signing.map_err(|_| BundleError::WrongKey)?);
+        let signing = any_supported_type(&key).map_err(|_| BundleError::WrongKey)?;
+        let key = CertifiedKey::new(chain, signing);
         key.keys_match().map_err(|_| BundleError::WrongKey)?;
         Ok(Self { key: Arc::new(key), roots: Arc::new(roots), chain_info, root_info })
     }

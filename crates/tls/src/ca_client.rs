@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
+use zeroize::Zeroizing;
 
 #[cfg(test)]
 mod tests;
@@ -177,10 +178,11 @@ fn impersonate(identity: &Identity) -> Struct {
 impl CaClient for IstioCaClient {
     async fn fetch(&self, identity: &Identity) -> Result<CertBundle, CaError> {
         let csr = csr::generate(identity)?;
+        let key = Zeroizing::new(csr.key);
         let request = self.request(identity, csr.pem)?;
         let mut client = IstioCertificateServiceClient::new(self.channel()?);
         let response = client.create_certificate(request).await.map_err(|e| CaError::Call(Box::new(e)))?;
         let chain = response.into_inner().cert_chain;
-        Ok(CertBundle::from_chain(identity, csr.key, &chain, SystemTime::now().into())?)
+        Ok(CertBundle::from_chain(identity, key.clone_key(), &chain, SystemTime::now().into())?)
     }
 }

@@ -369,3 +369,56 @@ async fn a_request_dropped_without_an_answer_is_cancelled() {
     })
     .await;
 }
+
+/// Readers that stall keep their own windows and nobody else's: eight of a quarter MiB leave half of the connection.
+#[tokio::test(start_paused = true)]
+async fn stalled_streams_do_not_stall_the_others() {
+    local(async {
+        let mut s = server(ServerConfig::default());
+        let (client, _driver, near, far) = connected(&mut s).await;
+        let mut stalled = vec![(near, far)];
+        let request = HboneRequest { authority: "10.0.0.1:80".into(), headers: HeaderMap::new() };
+        let one_more = async |s: &mut Server| {
+            let (near, far) = tokio::join!(client.connect(&request), async {
+                s.requests.recv().await.unwrap().accept(HeaderMap::new()).unwrap()
+            });
+            (near.unwrap().0, far)
+        };
+        for _ in 0..7 {
+            stalled.push(one_more(&mut s).await);
+        }
+        let (mut near, mut far) = one_more(&mut s).await;
+        let chunk = Bytes::from(vec![1; 64 << 10]);
+        for (near, _) in &mut stalled {
+            // Until the window is full: nobody reads at the other end.
+            let fill = async {
+                loop {
+                    let mut bufs = crate::BufList::new();
+                    bufs.push(chunk.clone());
+                    poll_fn(|cx| near.poll_send(cx, &mut bufs)).await.unwrap();
+                }
+            };
+            assert!(tokio::time::timeout(Duration::from_millis(10), fill).await.is_err());
+        }
+        let send = async {
+            for _ in 0..64 {
+                let mut bufs = crate::BufList::new();
+                bufs.push(chunk.clone());
+                while !bufs.is_empty() {
+                    poll_fn(|cx| near.poll_send(cx, &mut bufs)).await.unwrap();
+                }
+            }
+        };
+        let receive = async {
+            let mut got = 0;
+            while got < 4 << 20 {
+                let bytes = poll_fn(|cx| far.poll_recv(cx)).await.unwrap().unwrap();
+                got += bytes.len();
+                far.consumed(bytes.len());
+            }
+        };
+        let both = async { tokio::join!(send, receive) };
+        tokio::time::timeout(Duration::from_secs(5), both).await.expect("4 MiB pass by the stalled ones");
+    })
+    .await;
+}

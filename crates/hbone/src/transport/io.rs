@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+#[cfg(test)]
+mod tests;
+
 /// Most slices of one vectored write. Above this the kernel gains little and the array costs stack.
 const MAX_SLICES: usize = 32;
 

@@ -27,7 +27,7 @@ fn layouts() {
     assert_eq!(bundle.root_info[1].pem.replace("\r\n", "\n"), other.pem().replace("\r\n", "\n"));
 
     assert_eq!(refused(&[], &key), BundleError::TooShort(0));
-    assert_eq!(refused(&[leaf.clone()], &key), BundleError::TooShort(1));
+    assert_eq!(refused(std::slice::from_ref(&leaf), &key), BundleError::TooShort(1));
     let both = format!("{leaf}{}", ca.pem());
     assert_eq!(refused(&[both.clone(), ca.pem()], &key), BundleError::Layout { index: 0, found: 2 });
     assert_eq!(refused(&[leaf.clone(), both, ca.pem()], &key), BundleError::Layout { index: 1, found: 2 });
