@@ -103,6 +103,7 @@ impl fmt::Display for NetworkCidr {
 }
 
 impl NamespacedHostname {
+    /// A name of two parts.
     pub fn new(namespace: impl Into<Arc<str>>, hostname: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), hostname: hostname.into() }
     }

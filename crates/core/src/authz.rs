@@ -30,6 +30,7 @@ pub struct Connection {
     pub destination_addr: SocketAddr,
 }
 
+/// The judgement of one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub decision: Decision,
@@ -37,6 +38,7 @@ pub struct Verdict {
     pub dry_run: Vec<DryRun>,
 }
 
+/// Allowed or denied, and by what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Allow(By),
@@ -111,6 +113,7 @@ pub fn authorize(state: &MeshState, connection: &Connection) -> Verdict {
 }
 
 impl Verdict {
+    /// Whether the connection may be.
     pub fn is_allowed(&self) -> bool {
         matches!(self.decision, Decision::Allow(_))
     }

@@ -40,6 +40,7 @@ pub struct ConversionError {
     pub problem: Problem,
 }
 
+/// What is wrong with a field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     #[error("missing")]

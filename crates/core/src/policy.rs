@@ -16,6 +16,7 @@ pub struct PolicyKey {
     pub name: Arc<str>,
 }
 
+/// An L4 authorization policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     pub key: PolicyKey,
@@ -26,6 +27,7 @@ pub struct Policy {
     pub dry_run: bool,
 }
 
+/// Which workloads a policy applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
     Global,
@@ -34,17 +36,20 @@ pub enum Scope {
     WorkloadSelector,
 }
 
+/// What a policy does to what it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     Allow,
     Deny,
 }
 
+/// Matches when all of its clauses do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rule {
     pub clauses: Vec<Clause>,
 }
 
+/// Matches when any of its matches does.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Clause {
     pub matches: Vec<Match>,
@@ -67,6 +72,7 @@ pub struct Match {
     pub not_service_accounts: Vec<ServiceAccountMatch>,
 }
 
+/// How a text is compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StringMatch {
     Exact(Arc<str>),
@@ -84,6 +90,7 @@ pub struct ServiceAccountMatch {
 }
 
 impl PolicyKey {
+    /// A name of two parts.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -136,6 +143,7 @@ impl Match {
 }
 
 impl StringMatch {
+    /// Whether `text` is meant.
     pub fn matches(&self, text: &str) -> bool {
         match self {
             Self::Exact(exact) => text == &**exact,

@@ -64,6 +64,7 @@ pub struct Route {
     pub service: Option<Arc<Service>>,
 }
 
+/// What carries the bytes to the next hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tunnel {
     /// Plain TCP.
@@ -158,6 +159,7 @@ pub fn resolve(state: &MeshState, conn: &OutboundConn, rng: &mut impl Rng) -> Re
 }
 
 impl PendingDns {
+    /// What to resolve.
     pub fn hostname(&self) -> &str {
         &self.hostname
     }

@@ -28,6 +28,7 @@ pub struct Service {
     pub visibility: Visibility,
 }
 
+/// One of several waypoints that share a service's connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightedWaypoint {
     pub destination: GatewayAddress,
@@ -53,6 +54,7 @@ pub enum Scope {
     Network,
 }
 
+/// What preferences mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mode {
     /// Preferences do not matter.
@@ -66,6 +68,7 @@ pub enum Mode {
     Passthrough,
 }
 
+/// Which endpoints count as usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum HealthPolicy {
     #[default]
@@ -73,6 +76,7 @@ pub enum HealthPolicy {
     AllowAll,
 }
 
+/// Which addresses of endpoints are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum IpFamilies {
     #[default]
@@ -82,6 +86,7 @@ pub enum IpFamilies {
     Dual,
 }
 
+/// Which clients see a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Visibility {
     #[default]
@@ -91,10 +96,12 @@ pub enum Visibility {
 }
 
 impl Service {
+    /// The namespace that defines it.
     pub fn namespace(&self) -> &Arc<str> {
         &self.key.namespace
     }
 
+    /// The hostname that clients use.
     pub fn hostname(&self) -> &Arc<str> {
         &self.key.hostname
     }
@@ -109,6 +116,7 @@ impl Service {
 }
 
 impl IpFamilies {
+    /// Whether an endpoint's address may be used.
     pub fn accepts(self, ip: IpAddr) -> bool {
         match self {
             Self::Automatic | Self::Dual => true,

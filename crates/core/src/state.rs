@@ -106,6 +106,7 @@ impl MeshState {
 
     // Workloads.
 
+    /// The workload of this name.
     pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)
     }
@@ -158,6 +159,7 @@ impl MeshState {
 
     // Services.
 
+    /// The service of this name.
     pub fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
         self.services.get(key)
     }
@@ -197,6 +199,7 @@ impl MeshState {
 
     // Policies.
 
+    /// The policy of this name.
     pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
         self.policies.get(key)
     }

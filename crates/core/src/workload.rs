@@ -50,6 +50,7 @@ pub enum TunnelProtocol {
     Hbone,
 }
 
+/// Whose address a workload has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NetworkMode {
     #[default]
@@ -58,6 +59,7 @@ pub enum NetworkMode {
     HostNetwork,
 }
 
+/// Whether it takes connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum HealthStatus {
     #[default]
@@ -65,6 +67,7 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
+/// The kind of object it comes from; telemetry only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum WorkloadType {
     Deployment,
@@ -74,6 +77,7 @@ pub enum WorkloadType {
     Job,
 }
 
+/// Where it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Locality {
     pub region: Arc<str>,
@@ -89,6 +93,7 @@ pub struct ApplicationTunnel {
     pub port: Option<u16>,
 }
 
+/// What is spoken to the proxy behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ApplicationTunnelProtocol {
     None,

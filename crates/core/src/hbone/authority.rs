@@ -12,6 +12,7 @@ use super::HeaderError;
 /// A DNS name, a colon and five digits; longer than any address.
 const MAX_LEN: usize = 253 + 6;
 
+/// An address, or a name of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Authority {
     Ip(SocketAddr),
@@ -23,6 +24,7 @@ pub enum Authority {
 }
 
 impl Authority {
+    /// The port in either form.
     pub fn port(&self) -> u16 {
         match self {
             Self::Ip(addr) => addr.port(),

@@ -11,6 +11,7 @@ const LEN: usize = 55;
 /// A later version may append fields to it.
 const MAX_LEN: usize = 512;
 
+/// A span of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Traceparent {
     /// Not 0.
