@@ -3,11 +3,14 @@
 //! Istio's counters carry no `_total`, which this library appends to every counter; so they are
 //! exposed as gauges that only rise. A `rate()` over them sees no difference.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
@@ -91,7 +94,10 @@ impl Metrics {
         let build = Family::<BuildLabel, Gauge>::default();
         build.get_or_create(&BuildLabel { component: "pilot", tag: VERSION }).set(1);
         registry.register("istio_build", "Build of the component", build);
-        Self { push: PushMetrics::register(registry), ca: CaMetrics::register(registry) }
+        let metrics = Self { push: PushMetrics::register(registry), ca: CaMetrics::register(registry) };
+        let root_expiry = metrics.ca.root_expiry.clone();
+        registry.register_collector(Box::new(Clocks { started: Instant::now(), root_expiry }));
+        metrics
     }
 }
 
@@ -179,4 +185,23 @@ impl CaMetrics {
 fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
     registry.register(name, help, metric.clone());
     metric
+}
+
+/// What time alone changes: read at each scrape.
+#[derive(Debug)]
+struct Clocks {
+    started: Instant,
+    root_expiry: Seconds,
+}
+
+impl Collector for Clocks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut gauge = |name, help, value: f64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("istiod_uptime_seconds", "Seconds since the start", self.started.elapsed().as_secs_f64())?;
+        let left = self.root_expiry.get() - OffsetDateTime::now_utc().unix_timestamp() as f64;
+        gauge("citadel_server_root_cert_expiry_seconds", "Seconds until the root expires", left)
+    }
 }

@@ -478,6 +478,8 @@ async fn pages_tell_of_readiness_clients_and_counts() {
         "pilot_info",
         "istio_build{component=\"pilot\"",
         "citadel_server_root_cert_expiry_timestamp",
+        "citadel_server_root_cert_expiry_seconds 3153",
+        "istiod_uptime_seconds",
         "process_resident_memory_bytes",
     ] {
         assert!(metrics.contains(name), "{name} not in\n{metrics}");
