@@ -178,7 +178,7 @@ fn config(config: &Config) -> Value {
         "poolMaxStreamsPerConn": config.proxy.pool_max_streams,
         "poolUnusedReleaseTimeout": duration(config.proxy.pool_idle),
         "enableEnhancedBaggage": config.proxy.response_baggage,
-        "preferedServiceNamespace": config.proxy.preferred_service_namespace,
+        "preferedServiceNamespace": config.proxy.preferred_service_namespace.as_deref(),
         "proxyMetadata": config.node.metadata,
         "socketConfig": {
             "keepaliveEnabled": keepalive.is_some(),

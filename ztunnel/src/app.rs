@@ -8,6 +8,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use aquifer_core::store;
 use aquifer_hbone::{ClientConfig, PoolConfig, ServerConfig, Windows};
@@ -79,6 +80,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         tracker: data_tasks.clone(),
         server: server_config(&config.proxy),
         pool: pool_config(&config.proxy),
+        warned_unspoofed: AtomicBool::new(false),
     });
     let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
     judge_again(changes_rx, workers.clone(), &control_tasks);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::identity::Identity;
@@ -138,9 +139,9 @@ pub struct Proxy {
     /// `NODE_NAME`.
     pub node: String,
     /// `NETWORK`.
-    pub network: String,
+    pub network: Arc<str>,
     /// `PREFERED_SERVICE_NAMESPACE` (spelled so).
-    pub preferred_service_namespace: Option<String>,
+    pub preferred_service_namespace: Option<Arc<str>>,
     /// `IPV6_ENABLED`.
     pub ipv6: bool,
     /// `ENABLE_ORIG_SRC`.
@@ -381,8 +382,8 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
     };
     Proxy {
         node: node.name.clone(),
-        network: node.network.clone(),
-        preferred_service_namespace: non_empty(vars, "PREFERED_SERVICE_NAMESPACE"),
+        network: node.network.as_str().into(),
+        preferred_service_namespace: non_empty(vars, "PREFERED_SERVICE_NAMESPACE").map(Into::into),
         ipv6: vars.bool("IPV6_ENABLED", true),
         original_source,
         reuse_port: vars.bool("INPOD_PORT_REUSE", true),
@@ -483,7 +484,7 @@ fn cpu_count(vars: &mut Vars<'_>, key: &str) -> Option<usize> {
             None => text.parse::<f64>(),
         };
         match number {
-            Ok(n) if n >= 0.0 && n < 65536.0 => Ok(n.ceil() as usize),
+            Ok(n) if (0.0..65536.0).contains(&n) => Ok(n.ceil() as usize),
             _ => Err(format!("{text:?} is no number of processors")),
         }
     })

@@ -45,8 +45,18 @@ fn start() -> anyhow::Result<()> {
     let telemetry = telemetry::init(&config.log)?;
     let level = telemetry.level.clone();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.workers, node = config.node.name, "ztunnel");
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
     // One thread is enough for control; data has threads of its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("control").build()?;
     runtime.block_on(app::run(config, level))
+}
+
+/// A connection takes two descriptors and more, and the soft limit is often 1024, for programs that use select(2).
+fn raise_descriptor_limit() -> nix::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }

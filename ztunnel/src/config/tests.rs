@@ -2,6 +2,9 @@ use aquifer_runtime::env::MapEnv;
 
 use super::*;
 
+/// Variables, the xDS address, the CA's.
+type Addresses<'a> = (&'a [(&'a str, &'a str)], &'a str, Option<&'a str>);
+
 fn around() -> Surroundings {
     Surroundings { mesh_file: None, cpus: 16, file_exists: |_| false }
 }
@@ -87,7 +90,7 @@ fn all_errors_come_at_once() {
 
 #[test]
 fn addresses() {
-    let table: &[(&[(&str, &str)], &str, Option<&str>)] = &[
+    let table: &[Addresses<'_>] = &[
         (&[], "https://localhost:15012", Some("https://localhost:15012")),
         (
             &[("KUBERNETES_SERVICE_HOST", "10.0.0.1")],

@@ -109,7 +109,6 @@ impl<P: Proxies> Manager<P> {
                 () = cancel.drained() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            // A start that failed is tried again whether or not the agent is there.
         }
     }
 
@@ -146,7 +145,7 @@ impl<P: Proxies> Manager<P> {
                     let request = zds::parse(packet?)?;
                     *said_something = true;
                     let answer = self.handle(request).await?;
-                    socket.send(&zds::ack(answer.as_ref().map(|()| ()).map_err(String::as_str))).await?;
+                    socket.send(&zds::ack(answer.as_ref().copied().map_err(String::as_str))).await?;
                 }
                 _ = retry.tick() => self.retry(),
             }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
@@ -97,7 +98,11 @@ pub async fn dial(
             if shared.config.original_source == socket::OriginalSource::Required {
                 return Err(DialFailed { error, reason: Reason::ConnectFailed });
             }
-            tracing::warn!(%destination, %error, "connecting without the client's own address");
+            if shared.warned_unspoofed.swap(true, Relaxed) {
+                tracing::debug!(%destination, %error, "connecting without the client's own address");
+            } else {
+                tracing::warn!(%destination, %error, "connecting without the client's own address; said once");
+            }
         }
         let error = match tokio::time::timeout(shared.config.connect_timeout, socket.connect(destination)).await {
             Ok(Ok(stream)) => return Ok(stream),

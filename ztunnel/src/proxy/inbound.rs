@@ -126,7 +126,7 @@ async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
     let record = Record::open(opening, &pod.metrics);
     guard.count(record.traffic());
     let outcome = forward(&tunnel, &guard, &record, &workload, &target, request).await;
-    record.finish(outcome.as_ref().map(|()| ()));
+    record.finish(outcome.as_ref().copied());
 }
 
 async fn forward(
@@ -212,7 +212,7 @@ pub(super) fn source_workload(
     ip: IpAddr,
     identity: Option<&Identity>,
 ) -> Option<Arc<Workload>> {
-    let address = NetworkAddress::new(pod.shared.config.network.as_str(), ip);
+    let address = NetworkAddress::new(pod.shared.config.network.clone(), ip);
     let found = state.workload_by_addr(&address)?;
     identity.is_none_or(|id| found.has_identity(id)).then(|| found.clone())
 }

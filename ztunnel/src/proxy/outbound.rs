@@ -65,16 +65,16 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
         }
     };
     drop(client);
-    record.finish(outcome.as_ref().map(|()| ()));
+    record.finish(outcome.as_ref().copied());
 }
 
 async fn route(pod: &Pod, asked: SocketAddr) -> Result<Route, Failure> {
     let (state, source) = pod.workload().await?;
     let conn = OutboundConn {
         source,
-        network: pod.shared.config.network.as_str().into(),
+        network: pod.shared.config.network.clone(),
         destination: asked,
-        preferred_service_namespace: pod.shared.config.preferred_service_namespace.as_deref().map(Into::into),
+        preferred_service_namespace: pod.shared.config.preferred_service_namespace.clone(),
     };
     let mut resolution = resolve(&state, &conn, &mut rand::rng());
     loop {

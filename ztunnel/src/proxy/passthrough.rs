@@ -72,5 +72,5 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
         }
     };
     drop(client);
-    record.finish(outcome.as_ref().map(|()| ()));
+    record.finish(outcome.as_ref().copied());
 }

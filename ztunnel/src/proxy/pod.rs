@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use aquifer_core::reason::Reason;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub server: ServerConfig,
     /// The connecting side.
     pub pool: PoolConfig,
+    /// Was it said that connections go on without their client's address?
+    pub warned_unspoofed: AtomicBool,
 }
 
 /// One pod on one worker.
@@ -109,12 +112,12 @@ impl Pod {
         });
         let listeners = listeners.into_tokio()?;
         if let Some(listener) = listeners.outbound {
-            pod.accept("outbound", listener, |pod, client| outbound::serve(pod, client));
+            pod.accept("outbound", listener, outbound::serve);
         }
         if let Some(listener) = listeners.plaintext {
-            pod.accept("inbound-plaintext", listener, |pod, client| passthrough::serve(pod, client));
+            pod.accept("inbound-plaintext", listener, passthrough::serve);
         }
-        pod.accept("inbound", listeners.hbone, |pod, client| inbound::serve(pod, client));
+        pod.accept("inbound", listeners.hbone, inbound::serve);
         Ok(pod)
     }
 

@@ -8,7 +8,6 @@ use std::thread;
 use std::time::Duration;
 
 use aquifer_runtime::Cancel;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
@@ -40,25 +39,23 @@ struct Inner {
     shared: Arc<Shared>,
     metrics: Arc<ProxyMetrics>,
     cancel: Cancel,
-    threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 impl Workers {
     /// Starts `count` threads. `cancel` ends the connections of all pods.
     pub fn start(count: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, cancel: Cancel) -> io::Result<Self> {
         let mut senders = Vec::with_capacity(count);
-        let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (shared, metrics) = (shared.clone(), metrics.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let _all_or_nothing = AbortOnPanic;
                 LocalSet::new().block_on(&runtime, Worker::new(shared, metrics).run(receiver));
             })?;
             senders.push(sender);
-            threads.push(thread);
         }
-        Ok(Self { inner: Arc::new(Inner { senders, shared, metrics, cancel, threads: Mutex::new(threads) }) })
+        Ok(Self { inner: Arc::new(Inner { senders, shared, metrics, cancel }) })
     }
 
     /// Begins to serve a pod on all workers: all of its listeners stand when this returns, or none.
@@ -106,11 +103,6 @@ impl Workers {
         all
     }
 
-    /// Whether every thread runs.
-    pub fn alive(&self) -> bool {
-        self.inner.threads.lock().iter().all(|thread| !thread.is_finished())
-    }
-
     /// Asks all at once, then waits for each; one that is gone has nothing left to cut.
     async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
         let replies: Vec<_> = self
@@ -146,6 +138,18 @@ fn send_add(
         Command::Add { uid: uid.clone(), info: info.clone(), netns: netns.clone(), listeners, cancel: cancel.clone() };
     if sender.send(command).is_err() {
         tracing::error!(pod = %info, "a worker is gone");
+    }
+}
+
+/// Tasks' panics are caught one by one. One that reaches the thread itself would leave pods half served without
+/// anybody knowing; a restart is better.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

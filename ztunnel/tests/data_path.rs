@@ -1,0 +1,422 @@
+//! The data path in the kernel: pods on two nodes, real redirection, real TLS. Needs root.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
+mod support;
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_core::identity::Identity;
+use aquifer_core::state::Update;
+use aquifer_hbone::HboneRequest;
+use aquifer_proto::security::Action;
+use aquifer_runtime::cancel::{Drained, shutdown};
+use aquifer_tls::IdentityConfigs;
+use support::net::{TestPod, Wire};
+use support::node::{Node, TestCa, policy, service, update, workload};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use ztunnel::inpod::zds::PodUid;
+
+const BOUND: Duration = Duration::from_secs(10);
+
+/// client (node1) and server (node2) in the mesh, plain outside of it.
+struct Cluster {
+    client: TestPod,
+    server: TestPod,
+    plain: TestPod,
+    node1: Node,
+    node2: Node,
+    ca: TestCa,
+    _wire: Wire,
+}
+
+impl Cluster {
+    fn start(workers: usize) -> Self {
+        let wire = Wire::new();
+        let (client, server, plain) = (wire.pod(1), wire.pod(2), wire.pod(3));
+        client.redirect();
+        server.redirect();
+        let ca = TestCa::new();
+        let (node1, node2) = (Node::start("node1", &ca, workers), Node::start("node2", &ca, workers));
+        let cluster = Self { client, server, plain, node1, node2, ca, _wire: wire };
+        cluster.publish(&[
+            update(workload(&cluster.client, "client", "node1", true)),
+            update(workload(&cluster.server, "server", "node2", true)),
+            update(workload(&cluster.plain, "plain", "node3", false)),
+            service("server", 2),
+        ]);
+        cluster.node1.enrol(&cluster.client, "client");
+        cluster.node2.enrol(&cluster.server, "server");
+        cluster
+    }
+
+    fn publish(&self, updates: &[Update]) {
+        self.node1.publish(updates.to_vec());
+        self.node2.publish(updates.to_vec());
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server.v4, port)
+    }
+
+    /// A server that answers each connection with the address that it sees, then echoes.
+    fn serve(&self, ip: IpAddr, port: u16) -> tokio::task::JoinHandle<()> {
+        let listener = self.server.listen(ip, port);
+        spawn(async move {
+            loop {
+                let (mut stream, peer) = listener.accept().await.unwrap();
+                spawn(async move {
+                    stream.write_all(format!("{}\n", peer.ip()).as_bytes()).await.unwrap();
+                    let (mut read, mut write) = stream.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                });
+            }
+        })
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // The test's own servers are no tasks of the proxy.
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(task)
+}
+
+async fn line(stream: &mut TcpStream) -> std::io::Result<String> {
+    let mut line = String::new();
+    loop {
+        match stream.read_u8().await? {
+            b'\n' => return Ok(line),
+            byte => line.push(char::from(byte)),
+        }
+    }
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.unwrap_or_else(|_| panic!("{what}: not within {BOUND:?}"))
+}
+
+/// What a new client gets that is refused: a reset, maybe as early as connect(2) returns.
+async fn refused(from: &TestPod, to: SocketAddr) -> ErrorKind {
+    match from.connect(to).await {
+        Ok(mut stream) => refusal(&mut stream).await,
+        Err(e) => e.kind(),
+    }
+}
+
+/// The error that a client gets which is cut: a reset, on reading or already on writing.
+async fn refusal(stream: &mut TcpStream) -> ErrorKind {
+    let _ = stream.write_all(b"hello").await;
+    let mut byte = [0];
+    within("refusal", stream.read(&mut byte)).await.map_or_else(|e| e.kind(), |n| panic!("read {n}: {byte:?}"))
+}
+
+/// Polls until `check` holds.
+async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    within(what, async {
+        while !check().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_ride_hbone_under_the_clients_own_address() {
+    for workers in [1, 2] {
+        let c = Cluster::start(workers);
+        let servers = [c.serve(c.server.v4, 8080), c.serve(c.server.v6, 8080)];
+        let service: SocketAddr = ([198, 19, 0, 2], 80).into();
+        for (to, own) in
+            [(c.at(8080), c.client.v4), (service, c.client.v4), (SocketAddr::new(c.server.v6, 8080), c.client.v6)]
+        {
+            let mut stream = c.client.connect(to).await.unwrap();
+            assert_eq!(within("first line", line(&mut stream)).await.unwrap(), own.to_string(), "{to}");
+            stream.write_all(b"ping\n").await.unwrap();
+            assert_eq!(within("echo", line(&mut stream)).await.unwrap(), "ping");
+            let dump = c.node1.connections().await;
+            let outbound = &dump[&PodUid::new("client")].outbound;
+            assert_eq!((outbound.len(), outbound[0].protocol, outbound[0].actual_dst.port()), (1, "HBONE", 15008));
+            let dump = c.node2.connections().await;
+            assert_eq!(dump[&PodUid::new("server")].inbound[0].protocol, "HBONE");
+            // The client's FIN comes through, and the server's after it.
+            stream.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            within("end", stream.read_to_end(&mut rest)).await.unwrap();
+            eventually("closed", || async { c.node2.connections().await.is_empty() }).await;
+        }
+        for (node, reporter) in [(&c.node1, "source"), (&c.node2, "destination")] {
+            let page = node.page();
+            let closed = page.lines().find(|l| {
+                l.starts_with("istio_tcp_connections_closed_total")
+                    && l.contains("server.shop.svc")
+                    && l.contains(reporter)
+            });
+            assert!(closed.is_some_and(|l| l.contains("mutual_tls") && l.contains(r#"response_flags="-""#)), "{page}");
+            assert_eq!(node.tracker.panics(), 0);
+        }
+        servers.iter().for_each(|s| s.abort());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_close_each_way_and_large_transfers() {
+    let c = Cluster::start(2);
+    let listener = c.server.listen(c.server.v4, 8080);
+    const SIZE: usize = 8 << 20;
+    let server = spawn(async move {
+        // All of the request, until the client's FIN; only then the answer.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), SIZE);
+        assert!(all.iter().enumerate().all(|(i, b)| *b == (i % 251) as u8));
+        stream.write_all(&all).await.unwrap();
+    });
+    let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+    let data: Vec<u8> = (0..SIZE).map(|i| (i % 251) as u8).collect();
+    stream.write_all(&data).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    within("transfer", stream.read_to_end(&mut back)).await.unwrap();
+    assert!(back == data, "{} bytes back", back.len());
+    server.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plain_neighbours_are_served_both_ways_until_a_policy_forbids() {
+    let c = Cluster::start(1);
+    let _server = c.serve(c.server.v4, 8080);
+    // Into the mesh in plaintext, with the caller's own address.
+    let mut stream = c.plain.connect(c.at(8080)).await.unwrap();
+    assert_eq!(within("line", line(&mut stream)).await.unwrap(), c.plain.v4.to_string());
+    // Out of the mesh.
+    let listener = c.plain.listen(c.plain.v4, 9090);
+    let mut out = c.client.connect(SocketAddr::new(c.plain.v4, 9090)).await.unwrap();
+    let (mut accepted, peer) = within("accept", listener.accept()).await.unwrap();
+    assert_eq!(peer.ip(), c.client.v4);
+    accepted.write_all(b"hi\n").await.unwrap();
+    assert_eq!(within("line", line(&mut out)).await.unwrap(), "hi");
+
+    // As STRICT: a DENY for whoever shows no identity. What is open is cut, what comes is refused.
+    let strict = aquifer_proto::security::Authorization {
+        name: "strict".into(),
+        namespace: "shop".into(),
+        scope: aquifer_proto::security::Scope::Namespace as i32,
+        action: Action::Deny as i32,
+        rules: vec![aquifer_proto::security::Rule {
+            clauses: vec![aquifer_proto::security::Clause {
+                matches: vec![aquifer_proto::security::Match {
+                    not_principals: vec![aquifer_proto::security::StringMatch {
+                        match_type: Some(aquifer_proto::security::string_match::MatchType::Presence(())),
+                    }],
+                    ..Default::default()
+                }],
+            }],
+        }],
+        ..Default::default()
+    };
+    c.publish(&[Update::Policy(aquifer_core::from_proto::authorization(&strict).unwrap().into())]);
+    assert_eq!(refusal(&mut stream).await, ErrorKind::ConnectionReset);
+    assert_eq!(refused(&c.plain, c.at(8080)).await, ErrorKind::ConnectionReset);
+    let mut meshed = c.client.connect(c.at(8080)).await.unwrap();
+    assert_eq!(within("line", line(&mut meshed)).await.unwrap(), c.client.v4.to_string());
+    let page = c.node2.page();
+    for expect in [
+        r#"aquifer_connections_refused_total{reason="policy_denied",policy="shop/strict",reporter="destination"} 1"#,
+        r#"aquifer_connections_refused_total{reason="policy_changed",policy="shop/strict",reporter="destination"} 1"#,
+    ] {
+        assert!(page.contains(expect), "{page}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_cuts_open_connections_within_a_second_and_names_itself() {
+    let c = Cluster::start(2);
+    let _server = c.serve(c.server.v4, 8080);
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+        within("line", line(&mut stream)).await.unwrap();
+        open.push(stream);
+    }
+    let begun = std::time::Instant::now();
+    c.publish(&[policy("only-web", Action::Allow, &["cluster.local/ns/shop/sa/web"])]);
+    for stream in &mut open {
+        let mut byte = [0];
+        let end = within("cut", stream.read(&mut byte)).await;
+        assert!(matches!(end, Ok(0)) || end.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionReset), "{end:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(refused(&c.client, c.at(8080)).await, ErrorKind::ConnectionReset);
+    let expect = r#"reason="policy_not_allowed",policy="shop/only-web",reporter="destination"} 1"#;
+    assert!(c.node2.page().contains(expect), "{}", c.node2.page());
+    c.publish(&[Update::RemovePolicy("shop/only-web".into())]);
+    let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+    within("line", line(&mut stream)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_see_refusals_as_resets() {
+    let c = Cluster::start(1);
+    // Nobody listens there; in the mesh and outside.
+    for to in [c.at(9999), SocketAddr::new(c.plain.v4, 9999)] {
+        assert_eq!(refused(&c.client, to).await, ErrorKind::ConnectionReset, "{to}");
+    }
+    // Our own ports, through the tunnel and on loopback.
+    for to in [c.at(15001), c.at(15006)] {
+        assert_eq!(refused(&c.client, to).await, ErrorKind::ConnectionReset, "{to}");
+    }
+    // A service without a healthy endpoint.
+    let mut ill = workload(&c.server, "server", "node2", true);
+    ill.status = aquifer_proto::workload::WorkloadStatus::Unhealthy as i32;
+    c.publish(&[update(ill)]);
+    assert_eq!(refused(&c.client, ([198, 19, 0, 2], 80).into()).await, ErrorKind::ConnectionReset);
+    let page = c.node1.page();
+    for reason in ["peer_refused", "connect_refused", "no_healthy_upstream"] {
+        assert!(page.contains(&format!("reason=\"{reason}\"")), "{reason}: {page}");
+    }
+    assert!(c.node2.page().contains(r#"reason="illegal_port""#));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_at_once() {
+    let c = Cluster::start(2);
+    let _server = c.serve(c.server.v4, 8080);
+    let to = c.at(8080);
+    let clients = (0..500).map(|_| async {
+        let mut stream = c.client.connect(to).await.unwrap();
+        line(&mut stream).await.unwrap()
+    });
+    let answers = within("all", futures_util::future::join_all(clients)).await;
+    assert!(answers.iter().all(|answer| *answer == c.client.v4.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_leaves_is_cut_at_once_and_can_come_back() {
+    let c = Cluster::start(2);
+    let _server = c.serve(c.server.v4, 8080);
+    let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+    within("line", line(&mut stream)).await.unwrap();
+    c.node2.workers.remove(&PodUid::new("server")).await;
+    assert!(c.node2.connections().await.is_empty());
+    let mut byte = [0];
+    let end = within("cut", stream.read(&mut byte)).await;
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    // Nobody listens on 15008 any more.
+    assert_eq!(refused(&c.client, c.at(8080)).await, ErrorKind::ConnectionReset);
+    assert!(c.node1.page().contains(r#"reason="hbone_refused""#), "{}", c.node1.page());
+    c.node2.enrol(&c.server, "server");
+    let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+    within("line", line(&mut stream)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_lets_open_connections_end_and_a_second_proxy_takes_over() {
+    let c = Cluster::start(2);
+    let _server = c.serve(c.server.v4, 8080);
+    let mut open = c.client.connect(c.at(8080)).await.unwrap();
+    within("line", line(&mut open)).await.unwrap();
+    // The next process: the same pods, the same ports, at the same time.
+    let (next1, next2) = (Node::start("node1", &c.ca, 2), Node::start("node2", &c.ca, 2));
+    for next in [&next1, &next2] {
+        next.publish(vec![
+            update(workload(&c.client, "client", "node1", true)),
+            update(workload(&c.server, "server", "node2", true)),
+            service("server", 2),
+        ]);
+    }
+    next1.enrol(&c.client, "client");
+    next2.enrol(&c.server, "server");
+
+    let draining = [&c.node1, &c.node2].map(|node| {
+        let (cancel, tracker) = (node.cancel.clone(), node.tracker.clone());
+        async move { shutdown(&cancel, &tracker, BOUND).await }
+    });
+    let drained = futures_util::future::join_all(draining);
+    let traffic = async {
+        // New connections never fail meanwhile.
+        for _ in 0..200 {
+            let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+            line(&mut stream).await.unwrap();
+        }
+        open.write_all(b"still here\n").await.unwrap();
+        assert_eq!(line(&mut open).await.unwrap(), "still here");
+        drop(open);
+    };
+    let (drained, ()) = within("drain", async { tokio::join!(drained, traffic) }).await;
+    assert_eq!(drained, [Drained::InTime, Drained::InTime]);
+    assert!(!next2.page().is_empty());
+}
+
+/// A peer with a certificate of our choice, straight to port 15008.
+async fn hostile(c: &Cluster, ca: &TestCa, identity: &str, authority: &str) -> Result<u16, String> {
+    let identity: Identity = identity.parse().unwrap();
+    // Trusts the cluster's CA whatever it shows itself, so that only the server's opinion counts.
+    let trusting = c.ca.issue(&identity);
+    let shown = IdentityConfigs::new(identity.clone(), ca.issue(&identity), 1).unwrap();
+    let expect = [Identity::new("cluster.local", "shop", "server")];
+    let mut config = (*IdentityConfigs::new(identity, trusting, 1).unwrap().client_config(&expect)).clone();
+    config.client_auth_cert_resolver = shown.client_config(&expect).client_auth_cert_resolver.clone();
+    let tcp = c.plain.connect(c.at(15008)).await.map_err(|e| e.to_string())?;
+    let name = rustls::pki_types::ServerName::IpAddress(c.server.v4.into());
+    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| e.to_string())?;
+    let client_config = aquifer_hbone::ClientConfig::default();
+    let (client, driver) = aquifer_hbone::client::handshake(tls, &client_config).await.map_err(|e| e.to_string())?;
+    let driver = spawn(async move {
+        let _ = driver.run().await;
+    });
+    let request = HboneRequest { authority: authority.into(), headers: Default::default() };
+    let answer = client.connect(&request).await;
+    driver.abort();
+    match answer {
+        Ok(_) => Ok(200),
+        Err(aquifer_hbone::ConnectError::Status { status, .. }) => Ok(status.as_u16()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_peers_get_nowhere() {
+    let c = Cluster::start(1);
+    let _server = c.serve(c.server.v4, 8080);
+    let friend = "spiffe://cluster.local/ns/shop/sa/friend";
+    let (server, plain) = (c.server.v4, c.plain.v4);
+    let table: Vec<(String, u16)> = vec![
+        (format!("{server}:8080"), 200),
+        (format!("{server}:9999"), 503),
+        (format!("{plain}:9090"), 400),
+        (format!("{server}:15008"), 503),
+        (format!("{server}:15006"), 503),
+        (format!("{server}:15001"), 503),
+        ("nosuch.shop.svc.cluster.local:80".into(), 503),
+        ("server.shop.svc.cluster.local:80".into(), 200),
+        (server.to_string(), 400),
+        ("a b:80".into(), 0),
+    ];
+    for (authority, expect) in table {
+        let got = within(&authority, hostile(&c, &c.ca, friend, &authority)).await;
+        match expect {
+            0 => assert!(got.is_err(), "{authority}: {got:?}"),
+            expect => assert_eq!(got, Ok(expect), "{authority}"),
+        }
+    }
+    let authority = format!("{server}:8080");
+    let foreign = within("foreign", hostile(&c, &c.ca, "spiffe://elsewhere/ns/shop/sa/friend", &authority)).await;
+    assert!(foreign.is_err(), "{foreign:?}");
+    let stranger = within("stranger", hostile(&c, &TestCa::new(), friend, &authority)).await;
+    assert!(stranger.is_err(), "{stranger:?}");
+    // Not TLS at all.
+    let mut stream = c.plain.connect(c.at(15008)).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = within("end", stream.read_to_end(&mut rest)).await;
+    for reason in ["peer_certificate_invalid", "destination_mismatch", "service_unknown", "tls_failed"] {
+        let label = format!("reason=\"{reason}\"");
+        eventually(reason, || async { c.node2.page().contains(&label) }).await;
+    }
+    assert_eq!(c.node2.tracker.panics(), 0);
+}

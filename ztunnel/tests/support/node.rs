@@ -1,0 +1,205 @@
+//! A node proxy's data path without its control plane: the test publishes the mesh itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aquifer_core::from_proto;
+use aquifer_core::identity::Identity;
+use aquifer_core::state::Update;
+use aquifer_core::store;
+use aquifer_hbone::{PoolConfig, ServerConfig};
+use aquifer_proto::{security, workload as wire};
+use aquifer_runtime::env::MapEnv;
+use aquifer_runtime::metrics::Registry;
+use aquifer_runtime::{Cancel, Tracker};
+use aquifer_tls::{CaClient, CaError, CertBundle, CertManager};
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair};
+use tokio::sync::{mpsc, watch};
+use ztunnel::certs::Identities;
+use ztunnel::config::{Config, Surroundings};
+use ztunnel::inpod::zds::{PodUid, WorkloadInfo};
+use ztunnel::mesh::MeshSink;
+use ztunnel::metrics::ProxyMetrics;
+use ztunnel::proxy::conn_table::Connections;
+use ztunnel::proxy::pod::Shared;
+use ztunnel::proxy::worker::Workers;
+
+use super::net::TestPod;
+
+/// Signs what it is asked for.
+#[derive(Clone)]
+pub(crate) struct TestCa {
+    issuer: Arc<Issuer<'static, KeyPair>>,
+    root: Arc<str>,
+}
+
+impl TestCa {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Arc::new(Issuer::new(params, key)), root: root.into() }
+    }
+
+    pub(crate) fn issue(&self, identity: &Identity) -> CertBundle {
+        let csr = aquifer_tls::csr::generate(identity).unwrap();
+        let mut request = CertificateSigningRequestParams::from_pem(&csr.pem).unwrap();
+        let now: time::OffsetDateTime = SystemTime::now().into();
+        request.params.not_before = now - Duration::from_secs(60);
+        request.params.not_after = now + Duration::from_secs(3600);
+        let leaf = request.signed_by(&self.issuer).unwrap().pem();
+        CertBundle::from_chain(identity, csr.key, &[leaf, self.root.to_string()], now).unwrap()
+    }
+}
+
+impl CaClient for TestCa {
+    async fn fetch(&self, identity: &Identity) -> Result<CertBundle, CaError> {
+        Ok(self.issue(identity))
+    }
+}
+
+/// One node.
+pub(crate) struct Node {
+    pub(crate) workers: Workers,
+    pub(crate) metrics: Arc<ProxyMetrics>,
+    pub(crate) cancel: Cancel,
+    pub(crate) tracker: Tracker,
+    sink: Mutex<MeshSink>,
+    identities: Identities,
+    state: store::Reader,
+    control: Cancel,
+}
+
+impl Node {
+    pub(crate) fn start(name: &'static str, ca: &TestCa, workers: usize) -> Self {
+        let env: MapEnv = [("NODE_NAME", name)].into();
+        let around = Surroundings { mesh_file: None, cpus: 2, file_exists: |_| false };
+        let config = Config::read(&env, &around).unwrap();
+        let certs = CertManager::new();
+        let identities = Identities::new(name, certs.clone());
+        let (writer, state) = store::store();
+        let (published, published_rx) = watch::channel(0);
+        let (changes, mut changes_rx) = mpsc::unbounded_channel();
+        let sink = Mutex::new(MeshSink::new(writer, identities.clone(), published, changes));
+        let (cancel, control, tracker) = (Cancel::new(), Cancel::new(), Tracker::new());
+        let metrics = Arc::new(ProxyMetrics::default());
+        let mut proxy = config.proxy;
+        proxy.connect_timeout = Duration::from_secs(2);
+        let shared = Arc::new(Shared {
+            config: proxy,
+            state: state.clone(),
+            published: published_rx,
+            certs: certs.clone(),
+            tracker: tracker.clone(),
+            server: ServerConfig::default(),
+            pool: PoolConfig::default(),
+            warned_unspoofed: false.into(),
+        });
+        let workers = Workers::start(workers, shared, metrics.clone(), cancel.clone()).unwrap();
+        let control_tasks = Tracker::new();
+        let (manager, ca, end) = (certs.clone(), ca.clone(), control.clone());
+        control_tasks.spawn("certificates", async move { manager.run(ca, end).await });
+        let judges = workers.clone();
+        control_tasks.spawn("judge-again", async move {
+            while let Some(change) = changes_rx.recv().await {
+                judges.mesh_changed(change.policies).await;
+            }
+        });
+        Self { workers, metrics, cancel, tracker, sink, identities, state, control }
+    }
+
+    pub(crate) fn publish(&self, updates: Vec<Update>) {
+        self.sink.lock().publish(updates);
+    }
+
+    pub(crate) fn enrol(&self, pod: &TestPod, name: &str) {
+        let uid = PodUid::new(name);
+        let info = WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() };
+        self.workers.add(&uid, &info, &pod.namespace.netns).unwrap();
+        self.identities.add(&uid, &info, &self.state.load());
+    }
+
+    pub(crate) fn page(&self) -> String {
+        let mut registry = Registry::default();
+        self.metrics.register(&mut registry);
+        aquifer_runtime::metrics::encode(&registry)
+    }
+
+    pub(crate) async fn connections(&self) -> BTreeMap<PodUid, Connections> {
+        self.workers.dump().await
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.cancel.force();
+        self.control.force();
+    }
+}
+
+/// A pod's workload, an endpoint of service `name` at 198.19.0.n:80 → 8080.
+pub(crate) fn workload(pod: &TestPod, name: &str, node: &str, hbone: bool) -> wire::Workload {
+    let octets = |ip: std::net::IpAddr| match ip {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let ports =
+        wire::PortList { ports: vec![wire::Port { service_port: 80, target_port: 8080, ..Default::default() }] };
+    wire::Workload {
+        uid: format!("Kubernetes//Pod/shop/{name}"),
+        name: name.into(),
+        namespace: "shop".into(),
+        addresses: vec![octets(pod.v4).into(), octets(pod.v6).into()],
+        node: node.into(),
+        service_account: name.into(),
+        workload_name: name.into(),
+        canonical_name: name.into(),
+        canonical_revision: "latest".into(),
+        tunnel_protocol: i32::from(hbone),
+        services: [(format!("shop/{name}.shop.svc.cluster.local"), ports)].into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn service(name: &str, n: u8) -> Update {
+    let service = wire::Service {
+        name: name.into(),
+        namespace: "shop".into(),
+        hostname: format!("{name}.shop.svc.cluster.local"),
+        addresses: vec![wire::NetworkAddress { address: vec![198, 19, 0, n].into(), ..Default::default() }],
+        ports: vec![wire::Port { service_port: 80, target_port: 8080, ..Default::default() }],
+        ..Default::default()
+    };
+    address(wire::address::Type::Service(service))
+}
+
+pub(crate) fn update(workload: wire::Workload) -> Update {
+    address(wire::address::Type::Workload(workload))
+}
+
+fn address(kind: wire::address::Type) -> Update {
+    match from_proto::address(&wire::Address { r#type: Some(kind) }).unwrap() {
+        from_proto::Address::Workload(workload) => Update::Workload(workload),
+        from_proto::Address::Service(service) => Update::Service(service),
+    }
+}
+
+/// A policy in namespace `shop` about callers with these principals.
+pub(crate) fn policy(name: &str, action: security::Action, principals: &[&str]) -> Update {
+    let exact = |text: &&str| security::StringMatch {
+        match_type: Some(security::string_match::MatchType::Exact((*text).to_owned())),
+    };
+    let matches = security::Match { principals: principals.iter().map(exact).collect(), ..Default::default() };
+    let policy = security::Authorization {
+        name: name.into(),
+        namespace: "shop".into(),
+        scope: security::Scope::Namespace as i32,
+        action: action as i32,
+        rules: vec![security::Rule { clauses: vec![security::Clause { matches: vec![matches] }] }],
+        ..Default::default()
+    };
+    Update::Policy(from_proto::authorization(&policy).unwrap().into())
+}
