@@ -39,23 +39,37 @@ pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
     shared.tokens.set(tokens).map_err(|_| LabError::Start("the mesh was started twice".into()))?;
     fs::create_dir_all(shared.paths.istiod()).during(|| "making istiod's folder".into())?;
     apply(shared, service_json())?;
-    let mut pods = vec![create(shared, istiod(shared)?).await?];
+    let istiod = create(shared, istiod(shared)?).await?;
+    let mut pods = Vec::new();
     for node in shared.nodes() {
         pods.push(create(shared, agent(shared, &node.name)?).await?);
+    }
+    // A ztunnel that finds no control plane would try again a second later only.
+    wait_ready(shared, &istiod).await?;
+    in_force(shared).await;
+    for node in shared.nodes() {
         pods.push(create(shared, ztunnel(shared, &node.name, &[])?).await?);
     }
     keep_tokens_fresh(shared);
     for pod in &pods {
-        wait_ready(pod).await?;
+        wait_ready(shared, pod).await?;
     }
     Ok(())
+}
+
+/// Returns when everything said so far is in force, Service rules included.
+async fn in_force(shared: &Shared) {
+    let (question, answer) = oneshot::channel();
+    shared.send(Event::Status(question));
+    // Without a cluster nothing more comes into force.
+    let _ = answer.await;
 }
 
 /// A new ztunnel beside the old one; when it is ready the old one is told to go. Returns the old one's name.
 pub(super) async fn replace_ztunnel(shared: &Arc<Shared>, node: &str, env: &[(String, String)]) -> Result<String> {
     let old = shared.component(&Component::ztunnel(node))?;
     let new = create(shared, ztunnel(shared, node, env)?).await?;
-    wait_ready(&new).await?;
+    wait_ready(shared, &new).await?;
     old.delete(None);
     Ok(old.name.clone())
 }
@@ -97,7 +111,7 @@ async fn create(shared: &Arc<Shared>, new: NewPod) -> Result<Arc<PodState>> {
     created.await.map_err(|_| LabError::Start("the cluster is gone".into()))?
 }
 
-async fn wait_ready(pod: &PodState) -> Result<()> {
+async fn wait_ready(shared: &Shared, pod: &PodState) -> Result<()> {
     let begin = tokio::time::Instant::now();
     loop {
         {
@@ -111,7 +125,10 @@ async fn wait_ready(pod: &PodState) -> Result<()> {
                     (true, true) => "it runs but its readiness probe fails".to_owned(),
                     (true, false) => "its process does not run".to_owned(),
                 };
-                return Err(LabError::Timeout { what: format!("{} ready ({what}; see its log)", pod.name), after: START_DEADLINE });
+                let log = fs::read_to_string(pod.log(shared)).unwrap_or_default();
+                let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("nothing");
+                let what = format!("{} ready ({what}; it last said: {last})", pod.name);
+                return Err(LabError::Timeout { what, after: START_DEADLINE });
             }
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -186,7 +203,7 @@ fn agent(shared: &Shared, node: &str) -> Result<NewPod> {
         container: "install-cni",
         command,
         env: with(&env, &shared.options.agent_env),
-        probe: ("/readyz", 8000),
+        probe: ("/healthz/ready", 8000),
         grace: 5,
         host_network: true,
     };

@@ -137,7 +137,8 @@ impl PodState {
         });
     }
 
-    fn log(&self, shared: &Shared) -> PathBuf {
+    /// Where its containers write to. A component keeps one file over all its pods.
+    pub(super) fn log(&self, shared: &Shared) -> PathBuf {
         match &self.extra.component {
             Some(component) => shared.paths.log(&self.namespace, &component.to_string()),
             None => shared.paths.log(&self.namespace, &self.name),
