@@ -197,6 +197,44 @@ fn of_two_manifests_with_one_object_the_first_path_counts() {
     assert!(problems[0].to_string().contains("b.yaml: Namespace/shop stands in "), "{problems:?}");
 }
 
+/// Folders come into being while they are being watched: whatever the kernel tells and whenever, the events add up to
+/// what is there.
+#[tokio::test]
+async fn a_busy_writer_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut watch = Folder::new(dir.path()).watch(&[Kind::Pod]).unwrap();
+    assert_eq!(next(&mut watch).await, Event::Synced);
+    let root = dir.path().to_owned();
+    let writing = std::thread::spawn(move || {
+        let (lab, cni) = (Writer::new(&root, "lab"), Writer::new(&root, "istio-cni"));
+        for number in 0..60 {
+            let (namespace, name) = (format!("ns-{}", number % 12), format!("p-{number}"));
+            let key = ObjectKey::new(Kind::Pod, &namespace, &name);
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}});
+            lab.apply_json(pod).unwrap();
+            cni.patch_annotations(&key, &[("a", Some("1"))]).unwrap();
+            lab.patch_status(&key, json!({"podIP": format!("10.0.0.{number}")})).unwrap();
+            if number % 3 == 0 {
+                lab.delete(&key).unwrap();
+            }
+        }
+    });
+    let folder = Folder::new(dir.path());
+    let mut view: BTreeMap<ObjectKey, Object> = BTreeMap::new();
+    let everything = |view: &BTreeMap<ObjectKey, Object>| {
+        view.len() == 40 && view.values().cloned().collect::<Vec<_>>() == folder.read(&[Kind::Pod]).0
+    };
+    while !everything(&view) {
+        match next(&mut watch).await {
+            Event::Applied(object) => drop(view.insert(object.key(), object)),
+            Event::Deleted(key) => drop(view.remove(&key)),
+            Event::Synced => panic!("comes once"),
+        }
+    }
+    writing.join().unwrap();
+    assert!(view.values().all(|object| object.annotation("a") == Some("1")));
+}
+
 /// One thing that happens to the folder.
 #[derive(Clone, Debug)]
 enum Step {

@@ -50,7 +50,12 @@ impl Watch {
         let root = root.canonicalize().map_err(|error| refuse(&root, &error))?;
         let (signal, woken) = signals::channel();
         let notified = signal.clone();
-        let watcher = notify::recommended_watcher(move |event| notified.send(signal_of(event)).unwrap_or_default());
+        let watcher = notify::recommended_watcher(move |event| {
+            if let Some(signal) = signal_of(event) {
+                // Fails only if the thread is gone already.
+                let _ = notified.send(signal);
+            }
+        });
         let mut watcher = watcher.map_err(|error| refuse(&root, &error))?;
         // Proves now what would fail on the thread (inotify's limit of watches, for one).
         watcher.watch(&root, RecursiveMode::NonRecursive).map_err(|error| refuse(&root, &error))?;
@@ -152,18 +157,18 @@ impl Thread {
     }
 }
 
-fn signal_of(event: notify::Result<notify::Event>) -> Signal {
+/// What a notification means; `None` for reading, which is most of them and changes nothing.
+fn signal_of(event: notify::Result<notify::Event>) -> Option<Signal> {
     match event {
-        Ok(event) if event.need_rescan() => Signal::Lost,
+        Ok(event) if event.need_rescan() => Some(Signal::Lost),
         Ok(event) => match event.kind {
-            // Reading is no change; the end of writing is.
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => Signal::Changed(event.paths),
-            EventKind::Access(_) => Signal::Changed(Vec::new()),
-            _ => Signal::Changed(event.paths),
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Signal::Changed(event.paths)),
+            EventKind::Access(_) => None,
+            _ => Some(Signal::Changed(event.paths)),
         },
         Err(error) => {
             tracing::warn!("watching manifests: {error}; reading all of them again");
-            Signal::Lost
+            Some(Signal::Lost)
         }
     }
 }
