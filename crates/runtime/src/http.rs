@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +88,17 @@ impl Server {
             .await
             .map_err(|e| io::Error::new(e.kind(), format!("{name} server on {address}: {e}")))?;
         Ok(Self { name, listener })
+    }
+
+    /// Binds `port` on all addresses, of both families where the machine has both.
+    pub async fn bind_wildcard(name: &'static str, port: u16) -> io::Result<Self> {
+        match Self::bind(name, (Ipv6Addr::UNSPECIFIED, port).into()).await {
+            // Without IPv6 there is no such address; any other trouble is the port's.
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                Self::bind(name, (Ipv4Addr::UNSPECIFIED, port).into()).await
+            }
+            bound => bound,
+        }
     }
 
     /// Serves a listener that somebody else bound.

@@ -61,3 +61,15 @@ fn serves_on_a_current_thread_and_on_a_multi_thread_runtime() {
         });
     }
 }
+
+#[tokio::test]
+async fn a_wildcard_is_reached_over_ipv4_and_a_taken_port_is_told() {
+    let (tracker, cancel) = (Tracker::new(), Cancel::new());
+    let server = Server::bind_wildcard("test", 0).await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let error = Server::bind_wildcard("other", port).await.unwrap_err();
+    assert!(error.to_string().contains("other server on"), "{error}");
+    server.serve(handler(|_| async { text(StatusCode::OK, "x") }), &tracker, cancel);
+    let (head, _) = ask(([127, 0, 0, 1], port).into(), "GET /", &[]).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+}

@@ -292,7 +292,8 @@ async fn channel(config: &ClientConfig) -> Result<Channel, ConnectError> {
         RootCa::File(path) => tokio::fs::read(path).await.map_err(|e| ConnectError::Root(path.clone(), e))?,
         RootCa::Pem(pem) => pem.clone().into_bytes(),
     };
-    let tls = ClientTlsConfig::new().domain_name(name).ca_certificate(Certificate::from_pem(pem));
+    let tls =
+        ClientTlsConfig::new().domain_name(name).ca_certificate(Certificate::from_pem(pem)).timeout(CONNECT_TIMEOUT);
     let endpoint = endpoint
         .tls_config(tls)?
         .connect_timeout(CONNECT_TIMEOUT)

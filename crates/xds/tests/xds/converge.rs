@@ -239,6 +239,11 @@ impl World {
                     assert_eq!(held.map(String::as_str), Some(&*resource.version));
                 }
             }
+            // What was refused is not reported as held: after a reconnect it is offered again.
+            for resource in set.iter().filter(|r| r.body.value[0] == BAD) {
+                let held = self.client.held(type_url).unwrap().get(&*resource.name);
+                assert_ne!(held.map(String::as_str), Some(&*resource.version));
+            }
             // And nothing that the server doesn't have, or no longer has so.
             for ((held_type, name), body) in &self.sink.0 {
                 if held_type == type_url {
