@@ -141,7 +141,8 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         () = quit.notified() => "/quitquitquit",
     };
     tracing::info!(why, deadline = ?config.termination_deadline, "draining");
-    let _leaving = readiness.register("draining");
+    // For the rest of the process.
+    std::mem::forget(readiness.register("draining"));
     agent.drain();
     let drained = tokio::select! {
         drained = shutdown(&data, &data_tasks, config.termination_deadline) => Some(drained),
