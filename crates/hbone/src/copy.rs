@@ -104,6 +104,9 @@ pub async fn copy_bidirectional<D: Transport, U: Transport>(
     })
     .await;
     if result.is_err() {
+        // What was sent a moment ago may still lie in the HTTP/2 connection, whose task must run to write it: a
+        // reset takes unwritten data back.
+        tokio::task::yield_now().await;
         downstream.abort();
         upstream.abort();
         return result;
@@ -121,6 +124,7 @@ struct Half {
     to: Side,
     bufs: BufList,
     eof: bool,
+    broken: Option<io::Error>,
     flushed: bool,
     done: bool,
     failed: Option<CopyError>,
@@ -128,7 +132,7 @@ struct Half {
 
 impl Half {
     fn new(from: Side, to: Side) -> Self {
-        Self { from, to, bufs: BufList::new(), eof: false, flushed: true, done: false, failed: None }
+        Self { from, to, bufs: BufList::new(), eof: false, broken: None, flushed: true, done: false, failed: None }
     }
 
     /// Whether this direction's receiver broke, other than by an orderly end of the whole stream.
@@ -149,36 +153,44 @@ impl Half {
             return Ok(Poll::Ready(()));
         }
         for _ in 0..ROUNDS {
-            self.gather(cx, from)?;
+            self.gather(cx, from);
             if self.bufs.is_empty() {
-                return self.poll_idle(cx, to, opposite_broken);
+                return match self.broken.take() {
+                    Some(source) => Err(self.broken(source)),
+                    None => self.poll_idle(cx, to, opposite_broken),
+                };
             }
-            match to.poll_send(cx, &mut self.bufs) {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(n)) => {
+            match (to.poll_send(cx, &mut self.bufs), self.broken.take()) {
+                (Poll::Pending, None) => return Ok(Poll::Pending),
+                // The sender's last words were offered; a stalled receiver must not keep a dead connection.
+                (Poll::Pending | Poll::Ready(Err(_)), Some(source)) => return Err(self.broken(source)),
+                (Poll::Ready(Ok(n)), broken) => {
                     from.consumed(n);
                     counter.fetch_add(n as u64, Relaxed);
                     self.flushed = false;
+                    self.broken = broken;
                 }
-                Poll::Ready(Err(e)) => return Ok(self.fail(Op::Send, e)),
+                (Poll::Ready(Err(e)), None) => return Ok(self.fail(Op::Send, e)),
             }
         }
         cx.waker().wake_by_ref();
         Ok(Poll::Pending)
     }
 
-    fn gather<F: Transport>(&mut self, cx: &mut Context<'_>, from: &mut F) -> Result<(), CopyError> {
-        while !self.eof && self.bufs.len() < GATHER && self.bufs.chunks() < GATHER_CHUNKS {
+    fn gather<F: Transport>(&mut self, cx: &mut Context<'_>, from: &mut F) {
+        let ended = self.eof || self.broken.is_some();
+        while !ended && self.bufs.len() < GATHER && self.bufs.chunks() < GATHER_CHUNKS {
             match from.poll_recv(cx) {
                 Poll::Ready(Ok(Some(bytes))) => self.bufs.push(bytes),
-                Poll::Ready(Ok(None)) => self.eof = true,
-                Poll::Ready(Err(source)) => {
-                    return Err(CopyError { side: self.from, op: Op::Recv, source });
-                }
-                Poll::Pending => break,
+                Poll::Ready(Ok(None)) => return self.eof = true,
+                Poll::Ready(Err(e)) => return self.broken = Some(e),
+                Poll::Pending => return,
             }
         }
-        Ok(())
+    }
+
+    fn broken(&self, source: io::Error) -> CopyError {
+        CopyError { side: self.from, op: Op::Recv, source }
     }
 
     /// Nothing to send: flush, or end the direction.

@@ -273,6 +273,8 @@ async fn a_receive_error_aborts_both_and_names_its_side() {
         let e = copy_bidirectional(&mut d, &mut u, &Counters::default()).await.unwrap_err();
         assert_eq!((e.side, e.op, e.source.kind()), (broken, Op::Recv, io::ErrorKind::ConnectionReset));
         assert!(d.aborted && u.aborted && !d.ended && !u.ended);
+        let other = if broken == Side::Downstream { &u } else { &d };
+        assert_eq!(other.sent, b"last words");
     }
 }
 
@@ -322,6 +324,28 @@ async fn a_stalled_reader_holds_no_more_than_the_windows() {
         assert!(*written.borrow() > at_rest);
         pump.abort();
         drop(reader);
+    })
+    .await;
+}
+
+/// A server that answers and resets in one go: the client reads the answer, then learns of the reset.
+#[tokio::test(start_paused = true)]
+async fn last_words_come_through_http2_before_the_failure() {
+    local(async {
+        let (mut near, mut far) = h2_pair(Windows::default()).await;
+        let recv = [data("last "), data("words"), Err(io::ErrorKind::ConnectionReset.into())].into();
+        let mut app = Script { recv, ..Script::default() };
+        let e = copy_bidirectional(&mut far, &mut app, &Counters::default()).await.unwrap_err();
+        assert_eq!((e.side, e.op), (Side::Upstream, Op::Recv));
+        let mut got = vec![];
+        let end = loop {
+            match poll_fn(|cx| near.poll_recv(cx)).await {
+                Ok(Some(bytes)) => got.extend_from_slice(&bytes),
+                end => break end,
+            }
+        };
+        assert_eq!(got, b"last words");
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     })
     .await;
 }
