@@ -69,7 +69,11 @@ impl NodeAuthorizer {
             .map(|p| p.node)
             .filter(|node| !node.is_empty())
             .ok_or_else(|| Refusal::CallerPodGone(namespace.clone(), pod.name.clone()))?;
-        let identity: Identity = requested.parse().map_err(|_| Refusal::Malformed(requested.to_owned()))?;
+        // Kubernetes names are plain ASCII; anything else would only serve to forge a line of our log.
+        let identity: Identity = Some(requested)
+            .filter(|text| text.bytes().all(|b| b.is_ascii_graphic()))
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| Refusal::Malformed(requested.to_owned()))?;
         if *identity.trust_domain != *self.trust_domain {
             return Err(Refusal::ForeignTrustDomain(identity));
         }

@@ -293,6 +293,7 @@ async fn impersonation_table() {
         ("spiffe://elsewhere.example/ns/amb/sa/server", "foreign trust domain"),
         ("spiffe://CLUSTER.LOCAL/ns/amb/sa/server", "foreign trust domain"),
         ("amb/server", "not a SPIFFE identity"),
+        ("spiffe://cluster.local/ns/amb\n/sa/server", "not a SPIFFE identity"),
         ("spiffe://cluster.local/ns/amb/sa/server/", "not a SPIFFE identity"),
     ] {
         let error = asks(&ztunnel, requested).unwrap_err().to_string();
