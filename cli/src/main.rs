@@ -1,10 +1,12 @@
 //! `aquifer`: the one command a person types.
 //!
 //! ```text
+//!   aquifer demo     the main job, live, in a lab of its own
 //!   aquifer lab …    a cluster in network namespaces of this machine
 //! ```
 //! One file a subcommand. Errors are one line that says what to do.
 
+mod demo;
 mod lab;
 
 use std::process::ExitCode;
@@ -22,6 +24,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Walk through the main job, live, in a lab of its own; exits non-zero if anything does not hold
+    Demo {
+        /// Leave the lab up and print commands to try
+        #[arg(long)]
+        keep: bool,
+    },
     /// A cluster of nodes and pods in network namespaces of this machine
     #[command(subcommand)]
     Lab(lab::Command),
@@ -32,6 +40,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level(&cli.command)));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let result = match cli.command {
+        Command::Demo { keep } => demo::command(keep),
         Command::Lab(command) => lab::run(command),
     };
     match result {
@@ -47,6 +56,6 @@ fn main() -> ExitCode {
 fn default_level(command: &Command) -> &'static str {
     match command {
         Command::Lab(lab::Command::Init { .. }) => "info",
-        Command::Lab(_) => "warn",
+        Command::Demo { .. } | Command::Lab(_) => "warn",
     }
 }

@@ -38,7 +38,7 @@ pub(super) async fn get(lab: &Lab, namespace: &str, pod: &str, url: &str) -> Res
     })
 }
 
-/// A connection that stays open: curl's telnet, written to and read from.
+/// A connection that stays open: a shell's own, written to and read from. It ends when the connection does.
 pub(super) struct Open {
     process: Process,
     stdin: std::io::PipeWriter,
@@ -47,8 +47,8 @@ pub(super) struct Open {
 
 impl Open {
     pub(super) fn connect(lab: &Lab, namespace: &str, pod: &str, host: &str, port: u16) -> Result<Self> {
-        let url = format!("telnet://{host}:{port}");
-        let mut process = lab.spawn(namespace, pod, &["curl", "-sN", &url])?;
+        let script = format!("exec 3<>/dev/tcp/{host}/{port} 4<&0; cat <&4 >&3 & exec cat <&3");
+        let mut process = lab.spawn(namespace, pod, &["bash", "-c", &script])?;
         let stdin = process.take_stdin().context("the client's input")?;
         Ok(Self { process, stdin, seen: 0 })
     }

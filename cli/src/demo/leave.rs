@@ -1,6 +1,6 @@
 //! Step 7: the label is removed; traffic is plain again and nothing of ours is left in the pods.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -17,6 +17,14 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
     let seen = capture.stop().await?;
     demo.claim(answer.ok() && seen.contains(b"GET / HTTP/1.1"), format!("orders → payments: {}, readable on the wire again", answer.status));
 
+    let clean = demo.within(Duration::from_secs(1), async || Ok(leftovers(demo).await?.is_empty())).await?;
+    let left = leftovers(demo).await?;
+    demo.claim(clean.is_some() && left.is_empty(), format!("no nftables table, rule or route of ours in any pod {}", left.join(", ")));
+    Ok(())
+}
+
+/// What is still there of redirection, by pod.
+async fn leftovers(demo: &Demo) -> Result<Vec<String>> {
     let mut left = Vec::new();
     let pods: Vec<_> = demo.lab.status().await?.pods.into_iter().filter(|pod| pod.namespace == "shop").collect();
     for pod in &pods {
@@ -35,6 +43,5 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
             }
         }
     }
-    demo.claim(left.is_empty(), format!("no nftables table, rule or route of ours in {} pods {}", pods.len(), left.join(", ")));
-    Ok(())
+    Ok(left)
 }

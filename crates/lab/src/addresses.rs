@@ -102,6 +102,12 @@ impl PodNumbers {
         self.free.pop_front()
     }
 
+    /// Takes a number that a pod asks for, if it is free.
+    pub(crate) fn take_exactly(&mut self, number: u8) -> Option<u8> {
+        let at = self.free.iter().position(|free| *free == number)?;
+        self.free.remove(at)
+    }
+
     pub(crate) fn give_back(&mut self, number: u8) {
         debug_assert!(!self.free.contains(&number), "number {number} was given back twice");
         self.free.push_back(number);

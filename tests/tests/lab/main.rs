@@ -6,6 +6,7 @@
 //! mtls         STRICT, PERMISSIVE            endpoints      scaling, deletion under load, re-created addresses
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
 //! churn        every process killed, in every order, under load
+//! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
 //! ```
 //! Needs root. One lab per test, side by side.
 
@@ -16,6 +17,8 @@ mod churn;
 mod endpoints;
 mod enrolment;
 mod harness;
+mod lifecycle;
 mod mtls;
 mod rotation;
 mod transfer;
+mod zero_trust;

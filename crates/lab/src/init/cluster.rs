@@ -240,7 +240,16 @@ impl Cluster {
         let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
         let numbers = &mut self.numbers[usize::from(node) - 1];
         let full = || LabError::Refused(format!("node{node} is full: 253 pods"));
-        let number = if host_network { None } else { Some(numbers.take().ok_or_else(full)?) };
+        let number = match (host_network, pod::wanted_ipv4(&pod)) {
+            (true, _) => None,
+            (false, None) => Some(numbers.take().ok_or_else(full)?),
+            (false, Some(wanted)) => {
+                let number = wanted.octets()[3];
+                let on_node = self.shared.plan.pod(node, number).contains(&IpAddr::V4(wanted));
+                let taken = if on_node { numbers.take_exactly(number) } else { None };
+                Some(taken.ok_or_else(|| LabError::Refused(format!("address {wanted} is not free on node{node}")))?)
+            }
+        };
         let mut ips = match number {
             Some(number) => self.shared.plan.pod(node, number),
             None => self.shared.plan.node(node),

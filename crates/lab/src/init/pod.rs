@@ -38,6 +38,8 @@ use crate::options::Component;
 /// Annotations that take IPv6 away, for tests.
 const NO_IPV6_LOOPBACK: &str = "lab.aquifer.io/no-ipv6-loopback";
 const NO_IPV6: &str = "lab.aquifer.io/no-ipv6";
+/// The address that the pod asks for, as a StatefulSet's pod on some networks gets its old one again.
+const IPV4: &str = "lab.aquifer.io/ipv4";
 
 const DEFAULT_GRACE: u64 = 30;
 
@@ -170,6 +172,11 @@ pub(super) fn annotated(pod: &Pod, name: &str) -> bool {
 /// Whether the pod is to have no IPv6 address.
 pub(super) fn without_ipv6(pod: &Pod) -> bool {
     annotated(pod, NO_IPV6)
+}
+
+/// The IPv4 address that the pod asks for.
+pub(super) fn wanted_ipv4(pod: &Pod) -> Option<std::net::Ipv4Addr> {
+    pod.metadata.annotations.as_ref()?.get(IPV4)?.parse().ok()
 }
 
 /// Starts a pod's life.
