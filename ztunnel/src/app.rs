@@ -5,14 +5,14 @@
 //! End: SIGTERM → no new pods → listeners close once their queues are empty → GOAWAY → connections end, until the
 //! deadline → the rest is cut. xDS, certificates and admin go on to the last.
 
+mod settings;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use aquifer_core::store;
-use aquifer_hbone::{ClientConfig, PoolConfig, ServerConfig, Windows};
-use aquifer_proto::{type_url, xds};
 use aquifer_runtime::cancel::{Drained, shutdown};
 use aquifer_runtime::http::Server;
 use aquifer_runtime::metrics::Registry;
@@ -20,16 +20,14 @@ use aquifer_runtime::readiness::Readiness;
 use aquifer_runtime::signals::Signals;
 use aquifer_runtime::telemetry::LogLevel;
 use aquifer_runtime::{Cancel, Tracker};
-use aquifer_tls::ca_client::Source;
-use aquifer_tls::{CaConfig, CertManager, IstioCaClient};
+use aquifer_tls::{CertManager, IstioCaClient};
 use aquifer_xds::client::driver as xds_driver;
 use aquifer_xds::client::metrics::ClientMetrics;
-use aquifer_xds::client::session::Watch;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admin;
 use crate::certs::Identities;
-use crate::config::{self, Config, RootCert, Token};
+use crate::config::{self, Config};
 use crate::inpod::driver::{Manager, PodView, Proxies};
 use crate::inpod::netns::Netns;
 use crate::inpod::state::Pod;
@@ -78,8 +76,8 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         published: published_rx,
         certs: certs.clone(),
         tracker: data_tasks.clone(),
-        server: server_config(&config.proxy),
-        pool: pool_config(&config.proxy),
+        server: settings::server_config(&config.proxy),
+        pool: settings::pool_config(&config.proxy),
         warned_unspoofed: AtomicBool::new(false),
     });
     let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
@@ -100,7 +98,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     aquifer_runtime::metrics::serve(stats, Arc::new(registry), &control_tasks, control.clone());
     health.serve(readiness.handler(), &control_tasks, control.clone());
 
-    match ca_config(&config) {
+    match settings::ca_config(&config) {
         Some(ca) => {
             let (certs, cancel) = (certs.clone(), control.clone());
             control_tasks.spawn("certificates", async move { certs.run(IstioCaClient::new(ca), cancel).await });
@@ -110,7 +108,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
 
     let synced = Arc::new(Notify::new());
     let block = readiness.register("state manager");
-    let (xds, cancel, on_synced) = (xds_config(&config), control.clone(), synced.clone());
+    let (xds, cancel, on_synced) = (settings::xds_config(&config), control.clone(), synced.clone());
     control_tasks.spawn("xds", async move {
         let tell = move || {
             tracing::info!("the mesh is known");
@@ -224,109 +222,4 @@ async fn wildcard(name: &'static str, ports: &config::Ports, port: u16) -> io::R
 
 fn has_ipv6() -> bool {
     socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).is_ok()
-}
-
-fn windows(config: &config::Proxy) -> Windows {
-    let default = Windows::default();
-    Windows {
-        stream: config.stream_window.unwrap_or(default.stream),
-        connection: config.connection_window.unwrap_or(default.connection),
-        frame: config.frame_size,
-        ..default
-    }
-}
-
-fn server_config(config: &config::Proxy) -> ServerConfig {
-    ServerConfig { windows: windows(config), ..ServerConfig::default() }
-}
-
-fn pool_config(config: &config::Proxy) -> PoolConfig {
-    PoolConfig {
-        max_streams: config.pool_max_streams,
-        idle_timeout: config.pool_idle,
-        client: ClientConfig { windows: windows(config), ..ClientConfig::default() },
-        ..PoolConfig::default()
-    }
-}
-
-fn ca_config(config: &Config) -> Option<CaConfig> {
-    let ca = config.ca.as_ref()?;
-    Some(CaConfig {
-        address: ca.address.clone(),
-        root: match &ca.root {
-            RootCert::File(path) => Source::Path(path.clone()),
-            RootCert::Pem(pem) => Source::Inline(pem.clone()),
-        },
-        alt_hostname: ca.alt_hostname.clone(),
-        token: match &ca.token {
-            Token::File(path) => Some(Source::Path(path.clone())),
-            Token::Literal(token) => Some(Source::Inline(token.clone())),
-            Token::None => None,
-        },
-        cluster_id: config.node.cluster_id.clone(),
-        headers: ca.headers.clone().into_iter().collect(),
-        ttl: ca.ttl,
-        impersonate: true,
-        timeout: std::time::Duration::from_secs(10),
-    })
-}
-
-fn xds_config(config: &Config) -> xds_driver::ClientConfig {
-    let xds = &config.xds;
-    xds_driver::ClientConfig {
-        address: xds.address.clone(),
-        alt_hostname: xds.alt_hostname.clone(),
-        root_ca: match &xds.root {
-            RootCert::File(path) => xds_driver::RootCa::File(path.clone()),
-            RootCert::Pem(pem) => xds_driver::RootCa::Pem(pem.clone()),
-        },
-        token: match &xds.token {
-            Token::File(path) => Some(xds_driver::Token::File(path.clone())),
-            Token::Literal(token) => Some(xds_driver::Token::Literal(token.clone())),
-            Token::None => None,
-        },
-        cluster_id: config.node.cluster_id.clone(),
-        headers: xds.headers.clone().into_iter().collect(),
-        node: node(&config.node),
-        watches: vec![Watch::wildcard(type_url::ADDRESS), Watch::wildcard(type_url::AUTHORIZATION)],
-    }
-}
-
-/// Who we are, in the form that the control plane takes apart: `ztunnel~<ip>~<pod>.<namespace>~<domain>`.
-fn node(node: &config::Node) -> xds::Node {
-    let ip = node.instance_ip.unwrap_or(Ipv4Addr::new(1, 1, 1, 1).into());
-    let (pod, namespace) = (&node.pod_name, &node.pod_namespace);
-    let mut metadata = node.metadata.clone();
-    let own = [
-        ("NAME", pod.clone()),
-        ("NAMESPACE", namespace.clone()),
-        ("INSTANCE_IPS", ip.to_string()),
-        ("NODE_NAME", node.name.clone()),
-        ("CLUSTER_ID", node.cluster_id.clone()),
-    ];
-    metadata.extend(own.map(|(key, text)| (key.to_owned(), text.into())));
-    xds::Node {
-        id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
-        metadata: Some(prost_types::Struct {
-            fields: metadata.iter().map(|(k, v)| (k.clone(), protobuf(v))).collect(),
-        }),
-        ..xds::Node::default()
-    }
-}
-
-fn protobuf(value: &serde_json::Value) -> prost_types::Value {
-    use prost_types::value::Kind;
-    let kind = match value {
-        serde_json::Value::Null => Kind::NullValue(0),
-        serde_json::Value::Bool(b) => Kind::BoolValue(*b),
-        serde_json::Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
-        serde_json::Value::String(s) => Kind::StringValue(s.clone()),
-        serde_json::Value::Array(list) => {
-            Kind::ListValue(prost_types::ListValue { values: list.iter().map(protobuf).collect() })
-        }
-        serde_json::Value::Object(map) => Kind::StructValue(prost_types::Struct {
-            fields: map.iter().map(|(k, v)| (k.clone(), protobuf(v))).collect(),
-        }),
-    };
-    prost_types::Value { kind: Some(kind) }
 }

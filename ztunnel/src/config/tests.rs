@@ -1,6 +1,8 @@
-use aquifer_runtime::env::MapEnv;
+use aquifer_runtime::env::{ConfigErrors, MapEnv};
 
+use super::read::{DEFAULT_ROOT, DEFAULT_TOKEN};
 use super::*;
+use crate::socket::Keepalive;
 
 /// Variables, the xDS address, the CA's.
 type Addresses<'a> = (&'a [(&'a str, &'a str)], &'a str, Option<&'a str>);

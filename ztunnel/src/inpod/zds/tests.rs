@@ -164,3 +164,10 @@ fn open_descriptors(of: &std::path::Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap();
     links.filter_map(|e| std::fs::read_link(e.ok()?.path()).ok()).filter(|target| target == of).count()
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_packet_makes_the_parser_panic(data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _ = parse(Packet { data, fd: None });
+    }
+}

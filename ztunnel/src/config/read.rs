@@ -1,0 +1,320 @@
+//! From variables to settings.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aquifer_runtime::env::{ConfigErrors, Env, Vars};
+use aquifer_runtime::telemetry;
+use serde::Deserialize;
+
+use super::{Ca, Config, MESH_FILE, Node, Ports, Proxy, RootCert, Surroundings, Token, Xds};
+use crate::inpod::zds::WorkloadInfo;
+use crate::socket::{Keepalive, OriginalSource, TcpOptions};
+
+pub(super) const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+pub(super) const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+
+/// Settings of the original that nothing here acts on yet. The second column is the value that means "as here".
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("PROXY_MODE", "shared"),
+    ("PROXY_WORKLOAD_INFO", ""),
+    ("UNSTABLE_ENABLE_SOCKS5", "false"),
+    ("XDS_ON_DEMAND", "false"),
+    ("LOCAL_XDS_PATH", ""),
+    ("LOCAL_XDS", ""),
+    ("FAKE_CA", "false"),
+    ("TLS12_ENABLED", "false"),
+    ("COMPLIANCE_POLICY", ""),
+    ("CRL_PATH", ""),
+    ("ISTIO_META_DNS_CAPTURE", "false"),
+    ("ISTIO_META_DNS_PROXY_ADDR", ""),
+    ("ENABLE_PROXY", "true"),
+    ("LOCALHOST_APP_TUNNEL", "true"),
+    ("INPOD_ENABLED", "true"),
+];
+
+/// The parts of Istio's ProxyConfig that a node proxy reads.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ProxyConfig {
+    discovery_address: Option<String>,
+    proxy_admin_port: Option<u16>,
+    stats_port: Option<u16>,
+    concurrency: Option<usize>,
+    proxy_metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct MeshConfig {
+    default_config: ProxyConfig,
+}
+
+impl ProxyConfig {
+    fn over(self, mut base: Self) -> Self {
+        base.proxy_metadata.extend(self.proxy_metadata);
+        Self {
+            discovery_address: self.discovery_address.or(base.discovery_address),
+            proxy_admin_port: self.proxy_admin_port.or(base.proxy_admin_port),
+            stats_port: self.stats_port.or(base.stats_port),
+            concurrency: self.concurrency.or(base.concurrency),
+            proxy_metadata: base.proxy_metadata,
+        }
+    }
+}
+
+impl Config {
+    /// Reads all settings, or says all that is wrong with them.
+    pub fn read(env: &dyn Env, around: &Surroundings) -> Result<Self, ConfigErrors> {
+        let mut vars = Vars::new(env);
+        let file = proxy_config(&mut vars, around.mesh_file.as_deref());
+        let node = node(&mut vars, &file);
+        let in_cluster = vars.string("KUBERNETES_SERVICE_HOST").is_some();
+        let default_address =
+            if in_cluster { "https://istiod.istio-system.svc:15012" } else { "https://localhost:15012" };
+        let discovery = file.discovery_address.as_deref().unwrap_or(default_address);
+        let token = token(&mut vars, around.file_exists);
+
+        let xds_text = non_empty(&mut vars, "XDS_ADDRESS").unwrap_or_else(|| discovery.to_owned());
+        let xds = Xds {
+            address: address(&mut vars, "XDS_ADDRESS", &xds_text, &["https"]),
+            root: root(&mut vars, "XDS_ROOT_CA"),
+            alt_hostname: non_empty(&mut vars, "ALT_XDS_HOSTNAME"),
+            token: token.clone(),
+            headers: headers(&mut vars, "XDS_HEADER_"),
+        };
+        let ca_text = vars.string("CA_ADDRESS").unwrap_or_else(|| discovery.to_owned());
+        let ttl = vars.duration("SECRET_TTL", Duration::from_secs(24 * 3600));
+        if ttl.is_zero() {
+            vars.error("SECRET_TTL", "must not be zero");
+        }
+        let ca = (!ca_text.is_empty()).then(|| Ca {
+            address: address(&mut vars, "CA_ADDRESS", &ca_text, &["https", "http"]),
+            root: root(&mut vars, "CA_ROOT_CA"),
+            alt_hostname: non_empty(&mut vars, "ALT_CA_HOSTNAME"),
+            token,
+            headers: headers(&mut vars, "CA_HEADER_"),
+            ttl,
+        });
+
+        let proxy = proxy(&mut vars, &node);
+        let config = Self {
+            log: telemetry::Settings::from_vars(&mut vars),
+            xds,
+            ca,
+            inpod_uds: vars.string_or("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
+            ports: Ports {
+                admin: file.proxy_admin_port.unwrap_or(15000),
+                stats: file.stats_port.unwrap_or(15020),
+                readiness: 15021,
+                ipv6: proxy.ipv6,
+            },
+            workers: workers(&mut vars, file.concurrency, around.cpus),
+            termination_deadline: termination_deadline(&mut vars),
+            without_effect: WITHOUT_EFFECT
+                .iter()
+                .filter(|(key, same)| env.var(key).is_some_and(|v| !v.is_empty() && !v.eq_ignore_ascii_case(same)))
+                .map(|(key, _)| (*key).to_owned())
+                .collect(),
+            node,
+            proxy,
+        };
+        vars.finish()?;
+        Ok(config)
+    }
+}
+
+fn proxy_config(vars: &mut Vars<'_>, mesh_file: Option<&str>) -> ProxyConfig {
+    let base = match mesh_file.map(serde_norway::from_str::<Option<MeshConfig>>) {
+        Some(Ok(mesh)) => mesh.unwrap_or_default().default_config,
+        Some(Err(e)) => {
+            vars.error(MESH_FILE, e.to_string());
+            ProxyConfig::default()
+        }
+        None => ProxyConfig::default(),
+    };
+    let own = vars
+        .with("PROXY_CONFIG", |text| serde_norway::from_str::<Option<ProxyConfig>>(text).map_err(|e| e.to_string()));
+    own.flatten().unwrap_or_default().over(base)
+}
+
+fn node(vars: &mut Vars<'_>, file: &ProxyConfig) -> Node {
+    let mut metadata: BTreeMap<String, serde_json::Value> = file
+        .proxy_metadata
+        .iter()
+        .map(|(k, v)| (k.strip_prefix("ISTIO_META_").unwrap_or(k).to_owned(), v.as_str().into()))
+        .collect();
+    metadata.extend(vars.with_prefix("ISTIO_META_").into_iter().map(|(k, v)| (k, v.into())));
+    for (key, text) in vars.with_prefix("ISTIO_METAJSON_") {
+        match serde_json::from_str(&text) {
+            Ok(value) => {
+                metadata.insert(key, value);
+            }
+            Err(e) => vars.error(&format!("ISTIO_METAJSON_{key}"), format!("not JSON: {e}")),
+        }
+    }
+    let own_cluster = vars.string_or("CLUSTER_ID", "Kubernetes");
+    let cluster_id = match metadata.get("CLUSTER_ID").and_then(|v| v.as_str()) {
+        Some(id) if !id.is_empty() => id.to_owned(),
+        _ => own_cluster,
+    };
+    let pod_name = vars.string_or("POD_NAME", "");
+    let pod_namespace = vars.string_or("POD_NAMESPACE", "");
+    let service_account = vars.string_or("SERVICE_ACCOUNT", "");
+    let known = [&pod_name, &pod_namespace, &service_account].iter().all(|part| !part.is_empty());
+    Node {
+        name: vars.required("NODE_NAME"),
+        own: known.then(|| WorkloadInfo {
+            name: pod_name.as_str().into(),
+            namespace: pod_namespace.as_str().into(),
+            service_account: service_account.as_str().into(),
+        }),
+        pod_name,
+        pod_namespace,
+        instance_ip: vars.optional("INSTANCE_IP"),
+        cluster_id,
+        cluster_domain: vars.string_or("CLUSTER_DOMAIN", "cluster.local"),
+        trust_domain: vars.string_or("TRUST_DOMAIN", "cluster.local"),
+        network: vars.string_or("NETWORK", ""),
+        istio_version: metadata.get("ISTIO_VERSION").and_then(|v| v.as_str()).map(str::to_owned),
+        metadata,
+    }
+}
+
+fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
+    let keepalive = vars.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
+        time: vars.duration("KEEPALIVE_TIME", Duration::from_secs(180)),
+        interval: vars.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180)),
+        retries: vars.parsed("KEEPALIVE_RETRIES", 9),
+    });
+    let original_source = match non_empty(vars, "ENABLE_ORIG_SRC") {
+        None => OriginalSource::Auto,
+        Some(_) if vars.bool("ENABLE_ORIG_SRC", true) => OriginalSource::Required,
+        Some(_) => OriginalSource::Off,
+    };
+    Proxy {
+        node: node.name.clone(),
+        network: node.network.as_str().into(),
+        preferred_service_namespace: non_empty(vars, "PREFERED_SERVICE_NAMESPACE").map(Into::into),
+        ipv6: vars.bool("IPV6_ENABLED", true),
+        original_source,
+        reuse_port: vars.bool("INPOD_PORT_REUSE", true),
+        tcp: TcpOptions {
+            mark: Some(vars.parsed("PACKET_MARK", 1337)),
+            keepalive,
+            user_timeout: vars.bool("USER_TIMEOUT_ENABLED", false),
+        },
+        connect_timeout: Duration::from_secs(10),
+        stream_window: vars.optional("HTTP2_STREAM_WINDOW_SIZE"),
+        connection_window: vars.optional("HTTP2_CONNECTION_WINDOW_SIZE"),
+        frame_size: vars.parsed("HTTP2_FRAME_SIZE", 1 << 20),
+        pool_max_streams: vars.parsed("POOL_MAX_STREAMS_PER_CONNECTION", 100),
+        pool_idle: vars.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
+        response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
+        authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
+    }
+}
+
+fn token(vars: &mut Vars<'_>, exists: fn(&str) -> bool) -> Token {
+    match non_empty(vars, "AUTH_TOKEN") {
+        Some(path) if exists(&path) => Token::File(path.into()),
+        // A path whose file is yet to come is still a path; no token contains a slash (RFC 7515: base64url).
+        Some(path) if path.contains('/') => Token::File(path.into()),
+        Some(literal) => Token::Literal(literal),
+        None if exists(DEFAULT_TOKEN) => Token::File(DEFAULT_TOKEN.into()),
+        None => Token::None,
+    }
+}
+
+fn root(vars: &mut Vars<'_>, key: &str) -> RootCert {
+    match non_empty(vars, key) {
+        None => RootCert::File(DEFAULT_ROOT.into()),
+        Some(text) if text == "SYSTEM" => {
+            vars.error(key, "the system's roots are not supported: name a PEM file");
+            RootCert::File(DEFAULT_ROOT.into())
+        }
+        Some(text) if text.contains("-----BEGIN") => RootCert::Pem(text),
+        Some(path) => RootCert::File(path.into()),
+    }
+}
+
+/// Adds `https://` where no scheme is given.
+fn address(vars: &mut Vars<'_>, key: &str, text: &str, schemes: &[&str]) -> String {
+    let full = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    match full.parse::<http::Uri>() {
+        Ok(uri) if uri.host().is_some() && uri.scheme_str().is_some_and(|s| schemes.contains(&s)) => full,
+        Ok(_) => {
+            vars.error(key, format!("{text:?} is no {} address", schemes.join(" or ")));
+            full
+        }
+        Err(e) => {
+            vars.error(key, format!("{text:?}: {e}"));
+            full
+        }
+    }
+}
+
+fn headers(vars: &mut Vars<'_>, prefix: &str) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::new();
+    for (name, value) in vars.with_prefix(prefix) {
+        let name = name.to_ascii_lowercase();
+        if http::HeaderName::try_from(&name).is_err() || http::HeaderValue::try_from(&value).is_err() {
+            vars.error(&format!("{prefix}{name}"), "cannot be a header");
+        } else {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+fn workers(vars: &mut Vars<'_>, concurrency: Option<usize>, cpus: usize) -> usize {
+    let limit = cpu_count(vars, "ZTUNNEL_CPU_LIMIT").or_else(|| cpu_count(vars, "ZTUNNEL_RESOURCE_CPU_LIMIT"));
+    let request = cpu_count(vars, "ZTUNNEL_RESOURCE_CPU_REQUEST");
+    let cpus = limit.unwrap_or(cpus);
+    let share = |percent: usize| (cpus * percent).div_ceil(100);
+    let chosen = vars.with("ZTUNNEL_WORKER_THREADS", |text| {
+        let (number, is_share) = match text.strip_suffix('%') {
+            Some(number) => (number, true),
+            None => (text, false),
+        };
+        match number.trim().parse::<usize>() {
+            Ok(0) | Err(_) => Err(format!("{text:?} is neither a number of threads nor a percentage")),
+            Ok(percent) if is_share => Ok(share(percent).max(1)),
+            Ok(threads) => Ok(threads),
+        }
+    });
+    // A ProxyConfig's concurrency of 0 means "choose".
+    let chosen = chosen.or(concurrency.filter(|n| *n > 0));
+    chosen.unwrap_or_else(|| share(25).max(request.unwrap_or(0)).max(2))
+}
+
+/// Whole processors, rounded up; Kubernetes' downward API gives whole ones, people also write `1.5` or `1500m`.
+fn cpu_count(vars: &mut Vars<'_>, key: &str) -> Option<usize> {
+    vars.with(key, |text| {
+        let number = match text.strip_suffix('m') {
+            Some(milli) => milli.parse::<f64>().map(|n| n / 1000.0),
+            None => text.parse::<f64>(),
+        };
+        match number {
+            Ok(n) if (0.0..65536.0).contains(&n) => Ok(n.ceil() as usize),
+            _ => Err(format!("{text:?} is no number of processors")),
+        }
+    })
+    .filter(|n| *n > 0)
+}
+
+/// Leaves the kubelet some time to see us end before it kills.
+fn termination_deadline(vars: &mut Vars<'_>) -> Duration {
+    let grace = vars.optional::<u64>("TERMINATION_GRACE_PERIOD_SECONDS");
+    vars.optional_duration("CONNECTION_TERMINATION_DEADLINE").unwrap_or_else(|| {
+        Duration::from_secs(match grace {
+            Some(grace) if grace > 10 => grace - 5,
+            Some(grace) => grace.saturating_sub(1).max(1),
+            None => 5,
+        })
+    })
+}
+
+fn non_empty(vars: &mut Vars<'_>, key: &str) -> Option<String> {
+    vars.string(key).filter(|text| !text.is_empty())
+}
