@@ -36,10 +36,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, sethostname, setsid};
 
 use crate::error::{During, LabError, Result};
@@ -165,6 +167,8 @@ fn end(paths: &Paths) -> ! {
     // From pid 1, -1 means everybody else in the namespace.
     if std::process::id() == 1 {
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        // Whoever waits for the lab's end finds no process of it.
+        while waitpid(None, None) != Err(Errno::ECHILD) {}
     }
     if let Ok(nodes) = fs::read_dir(paths.root().join("nodes")) {
         for node in nodes.flatten() {

@@ -15,7 +15,7 @@ use crate::error::{During, LabError, Result};
 use crate::options::{Component, LabOptions, Netns};
 use crate::paths::{LABS, Paths};
 use crate::process::{ExecOutput, Process};
-use crate::start;
+use crate::start::{self, Leaving};
 use crate::status::{PodInfo, ProcessStats, Status};
 use crate::wire::{self, Reply, Request, Target};
 
@@ -103,10 +103,11 @@ impl Lab {
         let paths = self.paths.clone();
         let life = self.life.take();
         blocking(move || {
+            let leaving = Leaving::of(&paths);
             // Asking first covers a kept lab; the closed pipe covers one that doesn't answer.
             let _ = request(&paths, &Request::Down);
             drop(life);
-            start::wait_gone(&paths, Duration::from_secs(10))
+            leaving.wait(Duration::from_secs(10))
         })
         .await
     }
@@ -424,9 +425,10 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Some(life) = self.life.take() {
+            let leaving = Leaving::of(&self.paths);
             drop(life);
             // So that a test that ends leaves nothing; on error the next start cleans up.
-            let _ = start::wait_gone(&self.paths, Duration::from_secs(5));
+            let _ = leaving.wait(Duration::from_secs(5));
         }
     }
 }

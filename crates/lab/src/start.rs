@@ -63,17 +63,39 @@ pub(crate) fn alive(paths: &Paths) -> bool {
     File::open(paths.lock()).is_ok_and(|file| !try_lock(&file))
 }
 
-/// Waits until pid 1 is gone, and the folder with it.
-pub(crate) fn wait_gone(paths: &Paths, within: Duration) -> Result<()> {
-    let begin = Instant::now();
-    while alive(paths) {
-        if begin.elapsed() > within {
-            return Err(LabError::Timeout { what: "the lab's end".into(), after: within });
-        }
-        std::thread::sleep(Duration::from_millis(2));
+/// A lab that is about to end: made before it is told so, since its folder goes with it.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    paths: Paths,
+    pid: Option<u32>,
+}
+
+impl Leaving {
+    pub(crate) fn of(paths: &Paths) -> Self {
+        let pid = fs::read_to_string(paths.pid()).ok().and_then(|text| text.trim().parse().ok());
+        Self { paths: paths.clone(), pid: pid.filter(|_| alive(paths)) }
     }
-    remove_if_dead(paths);
-    Ok(())
+
+    /// Waits until pid 1 is gone, all its processes before it, and the folder too.
+    pub(crate) fn wait(&self, within: Duration) -> Result<()> {
+        let begin = Instant::now();
+        // The lock goes a moment before the process does.
+        while alive(&self.paths) || self.pid.is_some_and(runs) {
+            if begin.elapsed() > within {
+                return Err(LabError::Timeout { what: "the lab's end".into(), after: within });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        remove_if_dead(&self.paths);
+        Ok(())
+    }
+}
+
+/// Whether the process is there and no zombie.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// The path of one of our binaries beside `aquifer`.

@@ -1,0 +1,7 @@
+//! The lab against a real kernel: needs root, and the `aquifer` binary beside this test (`cargo build -p aquifer`).
+//! Without them every test fails with one line that says so. Labs run side by side, so the tests do too.
+
+mod life;
+mod net;
+mod pods;
+mod support;
