@@ -28,7 +28,22 @@ impl Capture {
         let name = file.display().to_string();
         // -U with --immediate-mode: a packet is in the file when it was seen. -Z root: tcpdump would drop to a
         // user who may not write here. -B 16384: 16 MiB for bursts.
-        let args = ["tcpdump", "-i", interface, "-U", "--immediate-mode", "-n", "-s", "0", "-B", "16384", "-Z", "root", "-w", &name];
+        let args = [
+            "tcpdump",
+            "-i",
+            interface,
+            "-U",
+            "--immediate-mode",
+            "-n",
+            "-s",
+            "0",
+            "-B",
+            "16384",
+            "-Z",
+            "root",
+            "-w",
+            &name,
+        ];
         let tcpdump = Process::start(paths, Target::Netns(netns), &args)?;
         tcpdump.wait_output("listening on", Duration::from_secs(10)).await?;
         Ok(Self { tcpdump, file })

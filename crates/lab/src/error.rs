@@ -23,7 +23,9 @@ pub enum LabError {
         package: String,
     },
     /// One of Aquifer's own binaries is missing.
-    #[error("the binary `{0}` is missing beside `aquifer`: build it with `cargo build`, or set AQUIFER_BIN to the path of `aquifer`")]
+    #[error(
+        "the binary `{0}` is missing beside `aquifer`: build it with `cargo build`, or set AQUIFER_BIN to the path of `aquifer`"
+    )]
     Binary(String),
     /// Too little room for logs and state.
     #[error("only {free_mib} MiB are free under {path}: a lab needs {needed_mib} MiB, free some disk")]

@@ -146,7 +146,8 @@ impl Lab {
 
     /// Deletes an object; pods go gracefully, and the call returns when the deletion has begun.
     pub async fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<()> {
-        let kind: Kind = kind.parse().map_err(|error: aquifer_objects::kinds::UnknownKind| LabError::Manifest(error.to_string()))?;
+        let kind: Kind =
+            kind.parse().map_err(|error: aquifer_objects::kinds::UnknownKind| LabError::Manifest(error.to_string()))?;
         if kind == Kind::Pod {
             return self.delete_pod(namespace, name, None).await;
         }
@@ -166,7 +167,8 @@ impl Lab {
 
     /// Sets a Deployment's replicas.
     pub async fn scale(&self, namespace: &str, deployment: &str, replicas: u32) -> Result<()> {
-        self.patch_user(Kind::Deployment, namespace, deployment, serde_json::json!({"spec": {"replicas": replicas}})).await
+        self.patch_user(Kind::Deployment, namespace, deployment, serde_json::json!({"spec": {"replicas": replicas}}))
+            .await
     }
 
     /// Merges a patch (RFC 7386) into what the user has applied of an object.
@@ -194,7 +196,9 @@ impl Lab {
     /// The pods of a Deployment that are not being deleted.
     pub async fn pods(&self, namespace: &str, deployment: &str) -> Result<Vec<PodInfo>> {
         let mut pods = self.status().await?.pods;
-        pods.retain(|pod| pod.namespace == namespace && pod.deployment.as_deref() == Some(deployment) && !pod.terminating);
+        pods.retain(|pod| {
+            pod.namespace == namespace && pod.deployment.as_deref() == Some(deployment) && !pod.terminating
+        });
         Ok(pods)
     }
 
@@ -205,7 +209,9 @@ impl Lab {
         let found = in_namespace()
             .find(|pod| pod.name == name)
             .or_else(|| in_namespace().find(|pod| pod.deployment.as_deref() == Some(name) && !pod.terminating));
-        found.cloned().ok_or_else(|| LabError::Refused(format!("no pod or deployment `{name}` in namespace `{namespace}`")))
+        found
+            .cloned()
+            .ok_or_else(|| LabError::Refused(format!("no pod or deployment `{name}` in namespace `{namespace}`")))
     }
 
     /// Waits until exactly this many pods of the Deployment are ready and none is on its way out.
@@ -251,7 +257,12 @@ impl Lab {
     }
 
     /// Polls the status until `found` answers, or fails after `within`, telling what stands.
-    pub async fn wait_status<T>(&self, what: &str, within: Duration, mut found: impl FnMut(&Status) -> Option<T>) -> Result<T> {
+    pub async fn wait_status<T>(
+        &self,
+        what: &str,
+        within: Duration,
+        mut found: impl FnMut(&Status) -> Option<T>,
+    ) -> Result<T> {
         let begin = Instant::now();
         loop {
             let status = self.status().await?;
@@ -269,7 +280,12 @@ impl Lab {
     // --- Processes ---------------------------------------------------------------------------------------------
 
     /// Runs a command in a pod (by its name or its Deployment's) to its end.
-    pub async fn exec<S: AsRef<str>>(&self, namespace: &str, pod_or_deployment: &str, args: &[S]) -> Result<ExecOutput> {
+    pub async fn exec<S: AsRef<str>>(
+        &self,
+        namespace: &str,
+        pod_or_deployment: &str,
+        args: &[S],
+    ) -> Result<ExecOutput> {
         self.spawn(namespace, pod_or_deployment, args)?.wait().await
     }
 
@@ -300,7 +316,12 @@ impl Lab {
     }
 
     /// Runs a command on the caller's own stdin, stdout and stderr; returns its exit code.
-    pub async fn exec_attached<S: AsRef<str>>(&self, namespace: &str, pod_or_deployment: &str, args: &[S]) -> Result<i32> {
+    pub async fn exec_attached<S: AsRef<str>>(
+        &self,
+        namespace: &str,
+        pod_or_deployment: &str,
+        args: &[S],
+    ) -> Result<i32> {
         let target = Target::Pod { namespace: namespace.into(), name: pod_or_deployment.into() };
         Process::attached(&self.paths, target, args).await
     }

@@ -36,8 +36,8 @@ mod wire;
 
 pub use capture::Capture;
 pub use error::{LabError, Result};
-pub use load::{Load, LoadReport};
 pub use lab::{Lab, node_ip, sum_metric};
+pub use load::{Load, LoadReport};
 pub use options::{Component, LabOptions, Netns};
 pub use pcap::{Flow, Packet, Pcap};
 pub use process::{ExecOutput, Process};

@@ -148,7 +148,8 @@ impl Pcap {
                 }
             }
         }
-        let flow = |key: (SocketAddr, SocketAddr, usize)| Flow { src: key.0, dst: key.1, payload: segments[&key].join() };
+        let flow =
+            |key: (SocketAddr, SocketAddr, usize)| Flow { src: key.0, dst: key.1, payload: segments[&key].join() };
         order.into_iter().map(flow).collect()
     }
 
@@ -159,7 +160,8 @@ impl Pcap {
 
     /// The TCP ports that were connected to.
     pub fn connected_ports(&self) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.packets.iter().filter(|packet| packet.is_syn()).map(|packet| packet.dst.port()).collect();
+        let mut ports: Vec<u16> =
+            self.packets.iter().filter(|packet| packet.is_syn()).map(|packet| packet.dst.port()).collect();
         ports.sort_unstable();
         ports.dedup();
         ports

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use aquifer_runtime::env::{Env, ProcessEnv};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +48,8 @@ pub(crate) fn start(options: LabOptions) -> Result<Started> {
             sibling(&aquifer, name)?;
         }
     }
-    let name = options.name.clone().unwrap_or_else(|| format!("lab-{}-{:04x}", std::process::id(), rand::random::<u16>()));
+    let name =
+        options.name.clone().unwrap_or_else(|| format!("lab-{}-{:04x}", std::process::id(), rand::random::<u16>()));
     let paths = Paths::of(&name);
     let lock = claim(&name, &paths)?;
     let result = launch(&aquifer, &paths, &options, lock);
@@ -131,12 +133,14 @@ fn check(options: &LabOptions) -> Result<()> {
     if let Some(name) = &options.name {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if name.is_empty() || name.len() > 32 || !name.chars().all(plain) {
-            return Err(LabError::Start(format!("`{name}` is no name for a lab: up to 32 letters, digits, `-` and `_`")));
+            return Err(LabError::Start(format!(
+                "`{name}` is no name for a lab: up to 32 letters, digits, `-` and `_`"
+            )));
         }
     }
     fs::create_dir_all(LABS).during(|| format!("making {LABS}"))?;
     let stat = nix::sys::statvfs::statvfs(LABS).during(|| format!("asking for the free space of {LABS}"))?;
-    let free_mib = stat.blocks_available() as u64 * stat.fragment_size() as u64 >> 20;
+    let free_mib = (stat.blocks_available() as u64 * stat.fragment_size() as u64) >> 20;
     if free_mib < NEEDED_MIB {
         return Err(LabError::NoSpace { path: LABS.into(), free_mib, needed_mib: NEEDED_MIB });
     }
@@ -145,7 +149,7 @@ fn check(options: &LabOptions) -> Result<()> {
 
 /// The `aquifer` binary: AQUIFER_BIN, or beside the running one (a test lies in `deps` below it).
 fn binary(name: &str) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("AQUIFER_BIN") {
+    if let Some(path) = ProcessEnv.var("AQUIFER_BIN") {
         let path = PathBuf::from(path);
         return if path.is_file() { Ok(path) } else { Err(LabError::Binary(path.display().to_string())) };
     }

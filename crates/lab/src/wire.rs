@@ -33,16 +33,44 @@ pub(crate) enum Target {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Status,
-    Exec { target: Target, args: Vec<String>, env: Vec<(String, String)> },
+    Exec {
+        target: Target,
+        args: Vec<String>,
+        env: Vec<(String, String)>,
+    },
     /// Follows `Exec` on the same connection.
     Signal(i32),
-    DeletePod { namespace: String, name: String, grace_seconds: Option<u64> },
-    SignalComponent { component: Component, signal: i32 },
-    StartComponent { component: Component, env: Vec<(String, String)> },
-    ReplaceZtunnel { node: String, env: Vec<(String, String)> },
-    Stats { component: Component },
-    Http { netns: Netns, method: String, port: u16, path: String },
-    Token { namespace: String, pod: String, ttl_seconds: u64 },
+    DeletePod {
+        namespace: String,
+        name: String,
+        grace_seconds: Option<u64>,
+    },
+    SignalComponent {
+        component: Component,
+        signal: i32,
+    },
+    StartComponent {
+        component: Component,
+        env: Vec<(String, String)>,
+    },
+    ReplaceZtunnel {
+        node: String,
+        env: Vec<(String, String)>,
+    },
+    Stats {
+        component: Component,
+    },
+    Http {
+        netns: Netns,
+        method: String,
+        port: u16,
+        path: String,
+    },
+    Token {
+        namespace: String,
+        pod: String,
+        ttl_seconds: u64,
+    },
     Down,
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
 use self::model::{Entry, Model, deployment_of};
+use super::components;
 use super::deployments::{self, Step};
 use super::endpoints;
 use super::hosts::{self, HostEntry};
@@ -27,7 +28,6 @@ use super::reaper::Place;
 use super::rules;
 use super::sandbox::Namespaces;
 use super::shared::{Shared, new_uid};
-use super::components;
 use crate::addresses::{PodNumbers, ServiceNumbers};
 use crate::error::{During, LabError, Result};
 use crate::status::Status;
@@ -61,10 +61,12 @@ pub(super) struct NewPod {
 /// Brings nodes and the cluster's own objects up, then the mesh.
 pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
     let making = Arc::clone(shared);
-    let made = spawn_blocking(move || base::nodes(&making)).await.map_err(|panic| LabError::Start(panic.to_string()))?;
+    let made =
+        spawn_blocking(move || base::nodes(&making)).await.map_err(|panic| LabError::Start(panic.to_string()))?;
     shared.nodes.set(made?).map_err(|_| LabError::Start("the cluster was started twice".into()))?;
     base::objects(shared)?;
-    let watch = Folder::new(shared.paths.manifests()).watch(&WATCHED).map_err(|error| LabError::Start(error.to_string()))?;
+    let watch =
+        Folder::new(shared.paths.manifests()).watch(&WATCHED).map_err(|error| LabError::Start(error.to_string()))?;
     let cluster = Cluster::new(Arc::clone(shared));
     shared.tracker.spawn("cluster", cluster.run(shared.take_events(), watch));
     if shared.options.mesh {
@@ -80,6 +82,8 @@ struct Cluster {
     /// Free pod numbers of each node.
     numbers: Vec<PodNumbers>,
     service_numbers: ServiceNumbers,
+    /// Pods that a person applied and that found no place: tried again whenever a pod has gone.
+    waiting: BTreeMap<(String, String), Arc<Pod>>,
     /// Pods that ended: what the watch still says of them is old.
     gone: HashSet<String>,
     created: u64,
@@ -98,6 +102,7 @@ impl Cluster {
             pods: BTreeMap::new(),
             numbers,
             service_numbers: ServiceNumbers::default(),
+            waiting: BTreeMap::new(),
             gone: HashSet::new(),
             created: 0,
             slices: BTreeMap::new(),
@@ -147,6 +152,9 @@ impl Cluster {
                 if let Some(number) = state.number {
                     self.numbers[usize::from(state.node) - 1].give_back(number);
                 }
+                for pod in std::mem::take(&mut self.waiting).into_values() {
+                    self.pod_applied(pod);
+                }
             }
             Event::Status(question) => questions.push(question),
         }
@@ -167,7 +175,8 @@ impl Cluster {
 
     fn pod_applied(&mut self, pod: Arc<Pod>) {
         let key = (text_of(&pod.metadata.namespace), text_of(&pod.metadata.name));
-        let redirection = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDIRECTION)).cloned();
+        let redirection =
+            pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDIRECTION)).cloned();
         if let Some(entry) = self.pods.get_mut(&key) {
             entry.redirection = redirection;
             entry.object = pod;
@@ -181,8 +190,9 @@ impl Cluster {
         // A pod that a person applied. Only what scheduling adds is ours to write.
         let known = uid.is_some();
         let uid = uid.unwrap_or_else(new_uid);
-        if let Err(error) = self.begin(pod, uid, Extra::default(), known) {
-            tracing::warn!(pod = key.1, %error, "not scheduled");
+        if let Err(error) = self.begin(Arc::clone(&pod), uid, Extra::default(), known) {
+            tracing::warn!(pod = key.1, %error, "not scheduled yet");
+            self.waiting.insert(key, pod);
         }
     }
 
@@ -190,6 +200,7 @@ impl Cluster {
         let name = (key.namespace.to_string(), key.name.to_string());
         match key.kind {
             Kind::Pod => {
+                self.waiting.remove(&name);
                 if let Some(entry) = self.pods.get(&name) {
                     entry.state.delete(None);
                 }
@@ -226,10 +237,12 @@ impl Cluster {
     fn create(&mut self, new: NewPod) -> Result<Arc<PodState>> {
         let NewPod { mut pod, uid, extra } = new;
         pod["metadata"]["uid"] = json!(uid);
-        let typed: Pod = serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
+        let typed: Pod =
+            serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
         let node = self.choose_node(&typed)?;
         pod["spec"]["nodeName"] = json!(self.shared.node(node).name);
-        let typed: Pod = serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
+        let typed: Pod =
+            serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
         self.shared.writer.apply_json(pod).map_err(|error| LabError::Manifest(error.to_string()))?;
         self.begin(Arc::new(typed), uid, extra, true)
     }
@@ -268,7 +281,8 @@ impl Cluster {
         }
         let own = self.shared.paths.pod(&uid);
         fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
-        fs::write(own.join("hosts"), hosts::render(&key.1, &ips, &key.0, &self.hosts)).during(|| "writing a pod's hosts".into())?;
+        fs::write(own.join("hosts"), hosts::render(&key.1, &ips, &key.0, &self.hosts))
+            .during(|| "writing a pod's hosts".into())?;
         let placement = Placement { node, number, ips, deployment: deployment_of(&pod) };
         let state = pod::start(&self.shared, Arc::clone(&pod), uid, placement, extra);
         self.created += 1;
@@ -286,7 +300,8 @@ impl Cluster {
         }
         let deployment = deployment_of(pod);
         let load = |number: u8| {
-            let on_node = self.pods.values().filter(|entry| entry.state.node == number && !entry.state.is_terminating());
+            let on_node =
+                self.pods.values().filter(|entry| entry.state.node == number && !entry.state.is_terminating());
             let (mut alike, mut all) = (0, 0);
             for entry in on_node {
                 all += 1;
@@ -373,7 +388,8 @@ impl Cluster {
         }
         // Pods whose Deployment is gone go too.
         for ((namespace, _), entry) in &self.pods {
-            let orphaned = entry.state.deployment.as_ref().is_some_and(|name| !self.model.has_deployment(namespace, name));
+            let orphaned =
+                entry.state.deployment.as_ref().is_some_and(|name| !self.model.has_deployment(namespace, name));
             if orphaned && !entry.state.is_terminating() {
                 entry.state.delete(None);
             }

@@ -15,7 +15,13 @@ use super::http;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tells the agent of a pod. An error is one line, and the call may be made again.
-pub(super) async fn add(socket: &Path, netns: &Path, namespace: &str, name: &str, ips: &[IpAddr]) -> Result<(), String> {
+pub(super) async fn add(
+    socket: &Path,
+    netns: &Path,
+    namespace: &str,
+    name: &str,
+    ips: &[IpAddr],
+) -> Result<(), String> {
     let body = body(netns, namespace, name, ips).to_string();
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;

@@ -35,7 +35,8 @@ const ZTUNNEL_GRACE: u64 = 30;
 /// Starts the mesh, and returns when all of it is ready.
 pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
     let jwks = shared.paths.jwks();
-    let tokens = spawn_blocking(move || Tokens::new(&jwks)).await.map_err(|panic| LabError::Start(panic.to_string()))??;
+    let tokens =
+        spawn_blocking(move || Tokens::new(&jwks)).await.map_err(|panic| LabError::Start(panic.to_string()))??;
     shared.tokens.set(tokens).map_err(|_| LabError::Start("the mesh was started twice".into()))?;
     fs::create_dir_all(shared.paths.istiod()).during(|| "making istiod's folder".into())?;
     apply(shared, service_json())?;
@@ -182,7 +183,11 @@ fn istiod(shared: &Shared) -> Result<NewPod> {
         grace: 5,
         host_network: false,
     };
-    Ok(NewPod { pod: spec.json(), uid: new_uid(), extra: Extra { component: Some(Component::Istiod), mounts, ..Extra::default() } })
+    Ok(NewPod {
+        pod: spec.json(),
+        uid: new_uid(),
+        extra: Extra { component: Some(Component::Istiod), mounts, ..Extra::default() },
+    })
 }
 
 fn agent(shared: &Shared, node: &str) -> Result<NewPod> {
@@ -243,7 +248,9 @@ fn ztunnel(shared: &Shared, node: &str, more: &[(String, String)]) -> Result<New
     let mut all = shared.options.ztunnel_env.clone();
     all.extend(more.iter().cloned());
     let mut variables = with(&env, &all);
-    for (name, field) in [("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace"), ("INSTANCE_IP", "status.podIP")] {
+    for (name, field) in
+        [("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace"), ("INSTANCE_IP", "status.podIP")]
+    {
         variables.push(json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}));
     }
     let spec = Spec {
@@ -382,7 +389,9 @@ fn name_suffix() -> String {
 /// A uid that is always the same for the same thing: nodes and service accounts are not made twice in a lab.
 pub(super) fn stable_uid(kind: &str, namespace: &str, name: &str) -> String {
     let text = format!("{kind}/{namespace}/{name}");
-    let seed = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let seed = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let bits: u128 = rand::RngExt::random(&mut StdRng::seed_from_u64(seed));
     let hex = format!("{bits:032x}");
     format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])

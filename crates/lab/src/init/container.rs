@@ -81,7 +81,8 @@ pub(super) fn plan(container: &Container, pod: &Pod, facts: &Facts) -> Result<Co
         working_dir: container.working_dir.clone(),
         user: user.and_then(|id| u32::try_from(id).ok()),
         group: group.and_then(|id| u32::try_from(id).ok()),
-        readiness: probe(&container.readiness_probe).map_err(|why| format!("container {name}: readinessProbe: {why}"))?,
+        readiness: probe(&container.readiness_probe)
+            .map_err(|why| format!("container {name}: readinessProbe: {why}"))?,
         liveness: probe(&container.liveness_probe).map_err(|why| format!("container {name}: livenessProbe: {why}"))?,
         pre_stop: pre_stop(&lifecycle, container).map_err(|why| format!("container {name}: preStop: {why}"))?,
         stop_signal: stop_signal(&lifecycle).map_err(|why| format!("container {name}: {why}"))?,
@@ -100,7 +101,8 @@ fn environment(container: &Container, pod: &Pod, facts: &Facts) -> Result<BTreeM
             (Some(value), _) => expand(value, &env),
             (None, Some(from)) => {
                 let field = from.field_ref.as_ref().map(|field| field.field_path.as_str());
-                let field = field.ok_or_else(|| format!("env {}: only `value` and `fieldRef` are known here", variable.name))?;
+                let field = field
+                    .ok_or_else(|| format!("env {}: only `value` and `fieldRef` are known here", variable.name))?;
                 facts.field(field, pod).ok_or_else(|| format!("env {}: unknown field {field}", variable.name))?
             }
             (None, None) => String::new(),
@@ -169,8 +171,10 @@ fn probe_plan(probe: &Probe, container: &Container) -> Result<ProbePlan, String>
         sleep: None,
     };
     let check = check(&handler, container)?.ok_or("only httpGet, tcpSocket and exec are known here")?;
-    let seconds = |value: Option<i32>, default: u64| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
-    let count = |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default).max(1);
+    let seconds =
+        |value: Option<i32>, default: u64| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
+    let count =
+        |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default).max(1);
     Ok(ProbePlan {
         check,
         initial_delay: Duration::from_secs(seconds(probe.initial_delay_seconds, 0)),
@@ -234,7 +238,8 @@ mod tests {
             "spec": {"containers": [container], "securityContext": {"runAsUser": 1000}},
         }))
         .unwrap();
-        let facts = Facts { name: "web-1".into(), namespace: "shop".into(), pod_ip: "198.18.17.2".into(), ..Facts::default() };
+        let facts =
+            Facts { name: "web-1".into(), namespace: "shop".into(), pod_ip: "198.18.17.2".into(), ..Facts::default() };
         plan(&pod.spec.as_ref().unwrap().containers[0], &pod, &facts)
     }
 
@@ -252,7 +257,10 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(plan.args, ["server", "--ip=198.18.17.2", "$(MISSING)", "$(IP)", "100$"]);
-        assert_eq!([&plan.env["APP"], &plan.env["URL"], &plan.env["HOSTNAME"]], ["web", "http://198.18.17.2/", "web-1"]);
+        assert_eq!(
+            [&plan.env["APP"], &plan.env["URL"], &plan.env["HOSTNAME"]],
+            ["web", "http://198.18.17.2/", "web-1"]
+        );
         assert_eq!((plan.user, plan.group, plan.stop_signal), (Some(1000), None, libc::SIGTERM));
     }
 
@@ -282,7 +290,10 @@ mod tests {
             (json!({"name": "c", "command": ["x"], "readinessProbe": {"tcpSocket": {"port": "web"}}}), "no port `web`"),
             (json!({"name": "c", "command": ["x"], "readinessProbe": {"grpc": {"port": 1}}}), "only httpGet"),
             (json!({"name": "c", "command": ["x"], "lifecycle": {"stopSignal": "SIGNONE"}}), "`SIGNONE` is no signal"),
-            (json!({"name": "c", "command": ["x"], "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]}), "unknown field spec.x"),
+            (
+                json!({"name": "c", "command": ["x"], "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]}),
+                "unknown field spec.x",
+            ),
         ];
         for (container, expect) in cases {
             let error = plan_of(container.clone()).unwrap_err();

@@ -141,18 +141,27 @@ fn exec(
     told
 }
 
-fn start(shared: &Shared, target: &Target, args: &[String], env: Vec<(String, String)>, fds: Vec<OwnedFd>) -> Result<Running> {
+fn start(
+    shared: &Shared,
+    target: &Target,
+    args: &[String],
+    env: Vec<(String, String)>,
+    fds: Vec<OwnedFd>,
+) -> Result<Running> {
     let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
         return Err(LabError::Refused("a command needs three descriptors".into()));
     };
-    let Some((program, rest)) = args.split_first() else { return Err(LabError::Refused("no command was given".into())) };
+    let Some((program, rest)) = args.split_first() else {
+        return Err(LabError::Refused("no command was given".into()));
+    };
     let mut command = Command::new(program);
     let (namespaces, own) = match target {
         Target::Pod { namespace, name } => {
             let pod = shared.find_pod(namespace, name)?;
             let live = pod.live.lock();
             let missing = || LabError::Refused(format!("pod `{}` has no sandbox yet ({})", pod.name, live.message));
-            let first = live.containers.values().find(|container| !container.init).map(|container| container.env.clone());
+            let first =
+                live.containers.values().find(|container| !container.init).map(|container| container.env.clone());
             (live.namespaces.clone().ok_or_else(missing)?, first.unwrap_or_default())
         }
         Target::Netns(netns) => (netns_of(shared, netns)?, Vec::new()),
@@ -170,7 +179,11 @@ fn start(shared: &Shared, target: &Target, args: &[String], env: Vec<(String, St
 
 fn base_env() -> [(String, String); 3] {
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    [pair("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), pair("HOME", "/root"), pair("LANG", "C.UTF-8")]
+    [
+        pair("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        pair("HOME", "/root"),
+        pair("LANG", "C.UTF-8"),
+    ]
 }
 
 /// The network alone; files stay the machine's.
@@ -183,7 +196,8 @@ fn netns_of(shared: &Shared, netns: &Netns) -> Result<Namespaces> {
     match netns {
         Netns::Wire => Ok(Namespaces::default()),
         Netns::Node(name) => {
-            let node = shared.node_named(name).ok_or_else(|| LabError::Refused(format!("there is no node `{name}`")))?;
+            let node =
+                shared.node_named(name).ok_or_else(|| LabError::Refused(format!("there is no node `{name}`")))?;
             Ok(Namespaces::net_only(Arc::clone(&node.net)))
         }
         Netns::Pod { namespace, name } => of_pod(shared.find_pod(namespace, name)?),

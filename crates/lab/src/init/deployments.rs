@@ -63,7 +63,9 @@ pub(super) fn replicas(deployment: &Deployment) -> usize {
 pub(super) fn template_hash(deployment: &Deployment) -> String {
     let text = serde_json::to_string(&deployment.spec.template).unwrap_or_default();
     // FNV-1a: short, and stable over versions of the compiler.
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let letter = |index: u32| char::from(LETTERS[((hash >> (index * 6)) % LETTERS.len() as u64) as usize]);
     (0..10).map(letter).collect()
 }
@@ -74,7 +76,8 @@ pub(super) fn new_pod(deployment: &Deployment, hash: &str, rng: &mut impl Rng) -
     let set = format!("{owner}-{hash}");
     let template = &deployment.spec.template;
     let metadata = template.metadata.as_ref();
-    let mut labels: BTreeMap<String, String> = metadata.and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
+    let mut labels: BTreeMap<String, String> =
+        metadata.and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
     labels.insert(TEMPLATE_HASH.to_owned(), hash.to_owned());
     let mut spec = json!(template.spec);
     if spec["serviceAccountName"].is_null() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Pod, ObjectReference, Service, ServicePort as PortSpec};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort as PortSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -146,7 +146,8 @@ fn target_port(port: &PortSpec, pod: &Pod) -> Option<u16> {
     let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let mut ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
     let protocol = |protocol: &Option<String>| protocol.clone().unwrap_or_else(|| "TCP".to_owned());
-    let found = ports.find(|found| found.name.as_ref() == Some(name) && protocol(&found.protocol) == protocol(&port.protocol));
+    let found =
+        ports.find(|found| found.name.as_ref() == Some(name) && protocol(&found.protocol) == protocol(&port.protocol));
     found.map(|found| port_number(found.container_port))
 }
 

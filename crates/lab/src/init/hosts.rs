@@ -52,7 +52,8 @@ mod tests {
             service: service.into(),
             addresses: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         };
-        let services = [entry("outside", "web", &["198.19.0.17"]), entry("shop", "web", &["198.19.0.16", "fd00:19::10"])];
+        let services =
+            [entry("outside", "web", &["198.19.0.17"]), entry("shop", "web", &["198.19.0.16", "fd00:19::10"])];
         assert_eq!(
             render("web-1", &["198.18.17.2".parse().unwrap()], "shop", &services),
             "127.0.0.1 localhost\n\

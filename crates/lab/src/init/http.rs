@@ -35,7 +35,8 @@ fn exchange(mut stream: &TcpStream, method: &str, path: &str) -> io::Result<(u16
 
 /// The text of a request.
 pub(super) fn request(method: &str, path: &str, host: &str, headers: &[(String, String)], body: &str) -> String {
-    let mut text = format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: kube-probe/1.37\r\nConnection: close\r\n");
+    let mut text =
+        format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: kube-probe/1.37\r\nConnection: close\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -31,11 +31,8 @@ pub(super) const ROUTER_SYSCTLS: [(&str, &str); 5] = [
 ];
 
 pub(super) const NO_IPV6_LOOPBACK: (&str, &str) = ("net.ipv6.conf.lo.disable_ipv6", "1");
-pub(super) const NO_IPV6: [(&str, &str); 3] = [
-    ("net.ipv6.conf.all.disable_ipv6", "1"),
-    ("net.ipv6.conf.default.disable_ipv6", "1"),
-    NO_IPV6_LOOPBACK,
-];
+pub(super) const NO_IPV6: [(&str, &str); 3] =
+    [("net.ipv6.conf.all.disable_ipv6", "1"), ("net.ipv6.conf.default.disable_ipv6", "1"), NO_IPV6_LOOPBACK];
 
 /// The MTU of every interface.
 const MTU: u16 = 1500;
@@ -81,7 +78,8 @@ pub(super) struct PodLink<'a> {
 
 impl PodLink<'_> {
     fn node_batch(&self, pod_netns: &str) -> String {
-        let (link, near, far) = (format!("veth{}", self.number), mac(Side::Router, self.pod[0]), mac(Side::End, self.pod[0]));
+        let (link, near, far) =
+            (format!("veth{}", self.number), mac(Side::Router, self.pod[0]), mac(Side::End, self.pod[0]));
         let mut batch = add_veth(&link, &near, &far, pod_netns);
         for (pod, node) in self.pairs() {
             add_neighbour(&mut batch, pod, &far, &link);

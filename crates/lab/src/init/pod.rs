@@ -180,7 +180,13 @@ pub(super) fn wanted_ipv4(pod: &Pod) -> Option<std::net::Ipv4Addr> {
 }
 
 /// Starts a pod's life.
-pub(super) fn start(shared: &Arc<Shared>, pod: Arc<Pod>, uid: String, placement: Placement, extra: Extra) -> Arc<PodState> {
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    pod: Arc<Pod>,
+    uid: String,
+    placement: Placement,
+    extra: Extra,
+) -> Arc<PodState> {
     let (orders, received) = mpsc::unbounded_channel();
     let spec = pod.spec.as_ref();
     let state = Arc::new(PodState {
@@ -191,7 +197,9 @@ pub(super) fn start(shared: &Arc<Shared>, pod: Arc<Pod>, uid: String, placement:
         number: placement.number,
         ips: placement.ips,
         deployment: placement.deployment,
-        service_account: spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned()),
+        service_account: spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_else(|| "default".to_owned()),
         pod,
         extra,
         live: Mutex::new(Live { phase: "Pending", ..Live::default() }),
@@ -276,7 +284,8 @@ impl Life {
             return;
         }
         let node = &self.shared.node(self.state.node).name;
-        let (socket, netns) = (self.shared.paths.plugin_socket(node), self.shared.paths.netns(node).join(&self.state.uid));
+        let (socket, netns) =
+            (self.shared.paths.plugin_socket(node), self.shared.paths.netns(node).join(&self.state.uid));
         let mut retry = FIRST_RETRY;
         loop {
             let added = cni::add(&socket, &netns, &self.state.namespace, &self.state.name, &self.state.ips).await;
@@ -291,7 +300,8 @@ impl Life {
 
     fn mark_deleted(&self) {
         let deletion = *self.state.delete.borrow();
-        let left = deletion.map_or(Duration::ZERO, |deletion| deletion.deadline.saturating_duration_since(Instant::now()));
+        let left =
+            deletion.map_or(Duration::ZERO, |deletion| deletion.deadline.saturating_duration_since(Instant::now()));
         let patch = json!({"metadata": {
             "deletionTimestamp": format!("{:.0}", Timestamp::now()),
             "deletionGracePeriodSeconds": left.as_secs_f64().round() as u64,

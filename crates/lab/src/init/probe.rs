@@ -44,7 +44,13 @@ pub(super) async fn check(
     }
 }
 
-async fn exec(shared: &Arc<Shared>, place: &Place, plan: &ContainerPlan, args: &[String], timeout: Duration) -> Result<(), String> {
+async fn exec(
+    shared: &Arc<Shared>,
+    place: &Place,
+    plan: &ContainerPlan,
+    args: &[String],
+    timeout: Duration,
+) -> Result<(), String> {
     let Some((program, rest)) = args.split_first() else { return Err("an empty command".into()) };
     let mut command = Command::new(program);
     command.args(rest).env_clear().envs(&plan.env);

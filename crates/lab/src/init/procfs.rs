@@ -19,7 +19,9 @@ pub(super) fn kill_in_netns(net: &OwnedFd) {
     let own = std::process::id();
     for pid in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
         let there = fs::metadata(format!("/proc/{pid}/ns/net"));
-        if pid.cast_unsigned() != own && there.is_ok_and(|there| (there.dev(), there.ino()) == (wanted.st_dev, wanted.st_ino)) {
+        if pid.cast_unsigned() != own
+            && there.is_ok_and(|there| (there.dev(), there.ino()) == (wanted.st_dev, wanted.st_ino))
+        {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -27,7 +29,8 @@ pub(super) fn kill_in_netns(net: &OwnedFd) {
 
 /// What a process has used.
 pub(super) fn stats(pid: i32) -> Result<ProcessStats> {
-    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).during(|| format!("reading /proc/{pid}/{file}"));
+    let read =
+        |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).during(|| format!("reading /proc/{pid}/{file}"));
     let status = read("status")?;
     let kib = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key));

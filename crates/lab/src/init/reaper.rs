@@ -66,7 +66,11 @@ impl Running {
     fn signal_pid(&self, pid: i32, signal: i32) {
         if let Ok(signal) = Signal::try_from(signal) {
             // Somebody who has just ended needs no signal.
-            let _ = if pid < 0 { killpg(Pid::from_raw(-pid), signal) } else { nix::sys::signal::kill(Pid::from_raw(pid), signal) };
+            let _ = if pid < 0 {
+                killpg(Pid::from_raw(-pid), signal)
+            } else {
+                nix::sys::signal::kill(Pid::from_raw(pid), signal)
+            };
         }
     }
 }
@@ -106,7 +110,8 @@ impl Reaper {
     /// Runs a helper to its end on a thread that may block; fails with what it wrote if it failed.
     pub(super) fn run(&self, program: &str, args: &[&str], input: &str, place: &Place) -> Result<String> {
         let pipe = || std::io::pipe().during(|| "making a pipe".into());
-        let ((in_read, mut in_write), (mut out_read, out_write), (mut err_read, err_write)) = (pipe()?, pipe()?, pipe()?);
+        let ((in_read, mut in_write), (mut out_read, out_write), (mut err_read, err_write)) =
+            (pipe()?, pipe()?, pipe()?);
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::from(OwnedFd::from(in_read)));
         command.stdout(OwnedFd::from(out_write)).stderr(OwnedFd::from(err_write));

@@ -21,7 +21,8 @@ const TABLE: &str = "inet aquifer-lab";
 /// The whole table, replacing what was there in one transaction.
 pub(super) fn render(ports: &[ServicePort], pods: &[IpAddr]) -> String {
     let mut text = format!("table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
-    let mut line = |text_line: std::fmt::Arguments<'_>| writeln!(text, "{text_line}").expect("a String takes everything");
+    let mut line =
+        |text_line: std::fmt::Arguments<'_>| writeln!(text, "{text_line}").expect("a String takes everything");
     for v6 in [false, true] {
         let (family, kind) = if v6 { ("6", "ipv6_addr") } else { ("4", "ipv4_addr") };
         let of_family = || ports.iter().enumerate().filter(move |(_, port)| port.address.is_ipv6() == v6);
@@ -31,17 +32,23 @@ pub(super) fn render(ports: &[ServicePort], pods: &[IpAddr]) -> String {
             .collect();
         let refused: Vec<String> =
             of_family().filter(|(_, port)| port.backends.is_empty()).map(|(_, port)| port.element()).collect();
-        let own: Vec<String> =
-            pods.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| format!("{ip} . {ip}")).collect();
+        let own: Vec<String> = pods.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| format!("{ip} . {ip}")).collect();
         for (index, port) in of_family().filter(|(_, port)| !port.backends.is_empty()) {
             line(format_args!("  chain port-{index} {{ {}; }}", port.dnat()));
         }
-        line(format_args!("  map served{family} {{ type {kind} . inet_proto . inet_service : verdict;{} }}", elements(&served)));
-        line(format_args!("  set refused{family} {{ type {kind} . inet_proto . inet_service;{} }}", elements(&refused)));
+        line(format_args!(
+            "  map served{family} {{ type {kind} . inet_proto . inet_service : verdict;{} }}",
+            elements(&served)
+        ));
+        line(format_args!(
+            "  set refused{family} {{ type {kind} . inet_proto . inet_service;{} }}",
+            elements(&refused)
+        ));
         line(format_args!("  set own{family} {{ type {kind} . {kind};{} }}", elements(&own)));
     }
     let served = "ip daddr . meta l4proto . th dport vmap @served4; ip6 daddr . meta l4proto . th dport vmap @served6;";
-    let refused = "ip daddr . meta l4proto . th dport @refused4 reject; ip6 daddr . meta l4proto . th dport @refused6 reject;";
+    let refused =
+        "ip daddr . meta l4proto . th dport @refused4 reject; ip6 daddr . meta l4proto . th dport @refused6 reject;";
     line(format_args!("  chain from-pods {{ type nat hook prerouting priority -100; {served} }}"));
     line(format_args!("  chain from-node {{ type nat hook output priority -100; {served} }}"));
     // A pod that a Service sends back to itself must answer to somebody else, or it drops its own address.

@@ -118,7 +118,8 @@ pub(super) fn mount_netns_folder(folder: &Path) -> Result<()> {
 }
 
 fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let thread = std::thread::Builder::new().name("namespaces".into()).spawn(work).during(|| "starting a thread".into())?;
+    let thread =
+        std::thread::Builder::new().name("namespaces".into()).spawn(work).during(|| "starting a thread".into())?;
     thread.join().map_err(|_| LabError::Refused("a thread that works on namespaces panicked".into()))?
 }
 
@@ -184,7 +185,8 @@ fn folders_of(folder: &Path) -> Vec<(PathBuf, u32, u32, u32)> {
 fn tmpfs(target: &Path, mode: &str) -> Result<()> {
     let data = format!("mode={mode}");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(data.as_str())).during(|| format!("mounting {}", target.display()))
+    mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(data.as_str()))
+        .during(|| format!("mounting {}", target.display()))
 }
 
 fn bind(source: &str, target: &Path, is_dir: bool) -> Result<()> {
@@ -195,7 +197,8 @@ fn bind(source: &str, target: &Path, is_dir: bool) -> Result<()> {
         other => return other.during(|| format!("binding {}", target.display())),
     }
     // Not there: either below our own tmpfs, or a link (/etc/resolv.conf) into it.
-    let real = fs::read_link(target).map_or_else(|_| target.to_owned(), |link| target.parent().unwrap_or(target).join(link));
+    let real =
+        fs::read_link(target).map_or_else(|_| target.to_owned(), |link| target.parent().unwrap_or(target).join(link));
     if !PRIVATE.iter().any(|(folder, _)| real.starts_with(folder)) && !real.starts_with("/var/run") {
         // A file that the machine lacks is not made: the machine stays as it is.
         tracing::debug!(target = %target.display(), "nothing to bind to");

@@ -111,7 +111,9 @@ impl Shared {
         }
         let mut of_deployment: Vec<_> = pods
             .values()
-            .filter(|pod| pod.namespace == namespace && pod.deployment.as_deref() == Some(name) && !pod.is_terminating())
+            .filter(|pod| {
+                pod.namespace == namespace && pod.deployment.as_deref() == Some(name) && !pod.is_terminating()
+            })
             .collect();
         of_deployment.sort_by_key(|pod| (!pod.live.lock().ready, pod.name.clone()));
         let found = of_deployment.first().map(|pod| Arc::clone(pod));

@@ -35,7 +35,8 @@ pub(super) struct Subject<'a> {
 impl Tokens {
     /// Makes a key and writes its public part. Blocks for some tenths of a second.
     pub(super) fn new(jwks: &Path) -> Result<Self> {
-        let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| LabError::Refused("making the lab's token key failed".into()))?;
+        let key = KeyPair::generate(KeySize::Rsa2048)
+            .map_err(|_| LabError::Refused("making the lab's token key failed".into()))?;
         let tokens = Self { key };
         if let Some(folder) = jwks.parent() {
             fs::create_dir_all(folder).during(|| format!("making {}", folder.display()))?;
@@ -49,7 +50,8 @@ impl Tokens {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let header = json!({"alg": "RS256", "kid": KEY_ID, "typ": "JWT"});
         let claims = claims(subject, now, ttl);
-        let signed = format!("{}.{}", base64url(header.to_string().as_bytes()), base64url(claims.to_string().as_bytes()));
+        let signed =
+            format!("{}.{}", base64url(header.to_string().as_bytes()), base64url(claims.to_string().as_bytes()));
         let mut signature = vec![0; self.key.public_modulus_len()];
         self.key
             .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), signed.as_bytes(), &mut signature)
@@ -155,7 +157,8 @@ mod tests {
 
     #[test]
     fn base64url_as_in_the_rfc() {
-        let cases: [(&[u8], &str); 5] = [(b"", ""), (b"f", "Zg"), (b"fo", "Zm8"), (b"foo", "Zm9v"), (&[0xfb, 0xff], "-_8")];
+        let cases: [(&[u8], &str); 5] =
+            [(b"", ""), (b"f", "Zg"), (b"fo", "Zm8"), (b"foo", "Zm9v"), (&[0xfb, 0xff], "-_8")];
         for (bytes, text) in cases {
             assert_eq!(base64url(bytes), text);
         }

@@ -129,7 +129,8 @@ async fn two_labs_with_the_same_addresses_do_not_meet() {
     for (lab, name) in [(&one, "first"), (&two, "second")] {
         lab.apply(&web("default", name, 1, Some("node1"))).await.unwrap();
     }
-    let (a, b) = (one.wait_ready("default", "first", 1).await.unwrap(), two.wait_ready("default", "second", 1).await.unwrap());
+    let (a, b) =
+        (one.wait_ready("default", "first", 1).await.unwrap(), two.wait_ready("default", "second", 1).await.unwrap());
     assert_eq!(a[0].ips, b[0].ips);
     let url = format!("http://{}:8080/", a[0].ipv4());
     assert_eq!(curl(&one, "default", "first", &[&url]).await.as_ref(), Ok(&a[0].name));

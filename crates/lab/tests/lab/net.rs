@@ -10,7 +10,11 @@ use crate::support::{curl, idle, plain_lab, start, until, web};
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_reach_pods_and_services_on_their_node_and_across_by_both_families() {
     let lab = plain_lab().await;
-    let manifests = [web("default", "near", 1, Some("node1")), web("default", "far", 1, Some("node2")), idle("default", "client", 1, Some("node1"))];
+    let manifests = [
+        web("default", "near", 1, Some("node1")),
+        web("default", "far", 1, Some("node2")),
+        idle("default", "client", 1, Some("node1")),
+    ];
     lab.apply(&manifests.join("---")).await.unwrap();
     for name in ["near", "far", "client"] {
         lab.wait_ready("default", name, 1).await.unwrap();
@@ -24,10 +28,17 @@ async fn pods_reach_pods_and_services_on_their_node_and_across_by_both_families(
         for family in ["-4", "-6"] {
             for host in [name.to_owned(), format!("{name}.default"), format!("{name}.default.svc.cluster.local")] {
                 let url = format!("http://{host}/");
-                assert_eq!(curl(&lab, "default", "client", &[family, &url]).await.as_ref(), Ok(&pod.name), "{family} {url}");
+                assert_eq!(
+                    curl(&lab, "default", "client", &[family, &url]).await.as_ref(),
+                    Ok(&pod.name),
+                    "{family} {url}"
+                );
             }
             // A pod that its own Service sends back to itself.
-            assert_eq!(curl(&lab, "default", name, &[family, &format!("http://{name}/")]).await.as_ref(), Ok(&pod.name));
+            assert_eq!(
+                curl(&lab, "default", name, &[family, &format!("http://{name}/")]).await.as_ref(),
+                Ok(&pod.name)
+            );
         }
         // The node itself, as a kubelet would.
         let url = format!("http://{v4}:8080/");
@@ -50,7 +61,8 @@ async fn a_service_spreads_follows_readiness_and_refuses_without_backends() {
     // Each of 3 is missed by 60 random choices with a chance of 1 in 10^10.
     for _ in 0..3 {
         let urls = ["http://web/"; 20];
-        let output = curl(&lab, "default", "client", &[&["-H", "Connection: close"], &urls[..]].concat()).await.unwrap();
+        let output =
+            curl(&lab, "default", "client", &[&["-H", "Connection: close"], &urls[..]].concat()).await.unwrap();
         seen.extend(output.lines().map(str::to_owned));
     }
     assert_eq!(seen, expected);
@@ -68,7 +80,9 @@ async fn a_service_spreads_follows_readiness_and_refuses_without_backends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn established_connections_outlive_changes_of_the_service() {
     let lab = plain_lab().await;
-    lab.apply(&[web("default", "web", 1, Some("node2")), idle("default", "client", 1, Some("node1"))].join("---")).await.unwrap();
+    lab.apply(&[web("default", "web", 1, Some("node2")), idle("default", "client", 1, Some("node1"))].join("---"))
+        .await
+        .unwrap();
     lab.wait_ready("default", "web", 1).await.unwrap();
     lab.wait_ready("default", "client", 1).await.unwrap();
     // One connection that asks again after each line it is given.
@@ -90,7 +104,9 @@ async fn established_connections_outlive_changes_of_the_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn captures_show_what_is_on_the_wire() {
     let lab = plain_lab().await;
-    lab.apply(&[web("default", "web", 1, Some("node2")), idle("default", "client", 1, Some("node1"))].join("---")).await.unwrap();
+    lab.apply(&[web("default", "web", 1, Some("node2")), idle("default", "client", 1, Some("node1"))].join("---"))
+        .await
+        .unwrap();
     let web = lab.wait_ready("default", "web", 1).await.unwrap().remove(0);
     let client = lab.wait_ready("default", "client", 1).await.unwrap().remove(0);
     for interface in ["node2", "any"] {
@@ -119,14 +135,19 @@ async fn nothing_leads_out_and_ipv6_can_be_taken_away() {
              spec:\n  terminationGracePeriodSeconds: 0\n  containers: [{{name: c, command: [sleep, infinity]}}]\n"
         )
     };
-    let pods = [pod("plain", "x"), pod("no-loopback", "lab.aquifer.io/no-ipv6-loopback"), pod("no-ipv6", "lab.aquifer.io/no-ipv6")];
+    let pods = [
+        pod("plain", "x"),
+        pod("no-loopback", "lab.aquifer.io/no-ipv6-loopback"),
+        pod("no-ipv6", "lab.aquifer.io/no-ipv6"),
+    ];
     lab.apply(&pods.join("---\n")).await.unwrap();
     lab.wait_status("three pods", Duration::from_secs(20), |status| {
         (status.pods.iter().filter(|pod| pod.ready).count() == 3).then_some(())
     })
     .await
     .unwrap();
-    let addresses = async |pod: &str| lab.pod_netns_exec("default", pod, &["ip", "-6", "-o", "addr"]).await.unwrap().stdout;
+    let addresses =
+        async |pod: &str| lab.pod_netns_exec("default", pod, &["ip", "-6", "-o", "addr"]).await.unwrap().stdout;
     assert!(addresses("plain").await.contains("::1/128"));
     let without = addresses("no-loopback").await;
     assert!(!without.contains("::1/128 scope host") && without.contains("fd00:18:"), "{without}");
@@ -136,7 +157,10 @@ async fn nothing_leads_out_and_ipv6_can_be_taken_away() {
     assert!(failed.starts_with("7:"), "unreachable, told at once: {failed}");
     let interfaces = lab.netns_exec(Netns::Wire, &["ip", "-o", "link"]).await.unwrap().stdout;
     let names: Vec<&str> = interfaces.lines().filter_map(|line| line.split([':', '@']).nth(1).map(str::trim)).collect();
-    assert!(names.iter().all(|name| ["lo", "node1", "node2", "ifb0", "ifb1", "tunl0", "sit0"].contains(name)), "{names:?}");
+    assert!(
+        names.iter().all(|name| ["lo", "node1", "node2", "ifb0", "ifb1", "tunl0", "sit0"].contains(name)),
+        "{names:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,8 @@ metadata: {name: worker, namespace: default}
 spec: {selector: {app: worker}, ports: [{port: 80}]}
 "#;
     lab.apply(manifest).await.unwrap();
-    let ready = |status: &aquifer_lab::Status| status.pods.iter().any(|pod| pod.name == "worker" && pod.ready).then_some(());
+    let ready =
+        |status: &aquifer_lab::Status| status.pods.iter().any(|pod| pod.name == "worker" && pod.ready).then_some(());
     lab.wait_status("the pod ready", Duration::from_secs(20), ready).await.unwrap();
     let log = || std::fs::read_to_string(lab.state_dir().join("logs/default/worker.log")).unwrap();
     until("the program started", Duration::from_secs(10), async || log().contains("started")).await;
@@ -98,7 +99,9 @@ spec:
     lab.wait_status("the pod", Duration::from_secs(20), |status| status.pods.iter().any(|pod| pod.ready).then_some(()))
         .await
         .unwrap();
-    let sleeping = async || lab.netns_exec(aquifer_lab::Netns::Wire, &["pgrep", "-x", "sleep"]).await.unwrap().stdout.lines().count();
+    let sleeping = async || {
+        lab.netns_exec(aquifer_lab::Netns::Wire, &["pgrep", "-x", "sleep"]).await.unwrap().stdout.lines().count()
+    };
     until("its children", Duration::from_secs(10), async || sleeping().await == 2).await;
     let begin = Instant::now();
     lab.delete("pod", "default", "stubborn").await.unwrap();
@@ -152,7 +155,8 @@ async fn pods_have_their_own_files_names_and_status() {
     }
     assert!(!std::path::Path::new("/tmp/mine").exists() && !std::path::Path::new("/run/mine").exists());
     let object = pod_objects(&lab, "default").await.remove(0);
-    let (status, info) = (object.status.clone().unwrap(), lab.pod("default", object.metadata.name.as_deref().unwrap()).await.unwrap());
+    let (status, info) =
+        (object.status.clone().unwrap(), lab.pod("default", object.metadata.name.as_deref().unwrap()).await.unwrap());
     assert_eq!(status.pod_ip, Some(info.ipv4().to_string()));
     assert_eq!(status.pod_ips.unwrap().len(), 2);
     assert_eq!((status.host_ip.as_deref(), status.phase.as_deref()), (Some("198.18.0.1"), Some("Running")));
@@ -185,7 +189,10 @@ async fn commands_in_pods() {
     assert_eq!(killed.kill().await.unwrap().code, 128 + 9);
     let errors = [
         (lab.exec("default", "nobody", &["true"]).await.unwrap_err(), "no pod or deployment `nobody`"),
-        (lab.exec("default", "idle", &["no-such-program"]).await.unwrap_err(), "`no-such-program` is not on this machine"),
+        (
+            lab.exec("default", "idle", &["no-such-program"]).await.unwrap_err(),
+            "`no-such-program` is not on this machine",
+        ),
     ];
     for (error, expect) in errors {
         assert!(error.to_string().contains(expect), "{error}");

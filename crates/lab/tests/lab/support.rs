@@ -100,5 +100,9 @@ pub(crate) async fn curl(lab: &Lab, namespace: &str, from: &str, args: &[&str]) 
     let mut command = vec!["curl", "-sS", "-m", "5"];
     command.extend(args);
     let output = lab.exec(namespace, from, &command).await.unwrap();
-    if output.ok() { Ok(output.stdout.trim().to_owned()) } else { Err(format!("{}: {}", output.code, output.stderr.trim())) }
+    if output.ok() {
+        Ok(output.stdout.trim().to_owned())
+    } else {
+        Err(format!("{}: {}", output.code, output.stderr.trim()))
+    }
 }

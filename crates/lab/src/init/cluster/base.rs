@@ -14,7 +14,8 @@ use crate::init::shared::{Node, Shared};
 use crate::init::{net, sandbox};
 
 const NAMESPACES: [&str; 3] = ["default", "kube-system", "istio-system"];
-const ACCOUNTS: [(&str, &str); 3] = [("istio-system", "istiod"), ("istio-system", "istio-cni"), ("istio-system", "ztunnel")];
+const ACCOUNTS: [(&str, &str); 3] =
+    [("istio-system", "istiod"), ("istio-system", "istio-cni"), ("istio-system", "ztunnel")];
 
 /// The wire and the nodes on it. Blocks.
 pub(super) fn nodes(shared: &Arc<Shared>) -> Result<Vec<Node>> {
@@ -34,7 +35,8 @@ pub(super) fn nodes(shared: &Arc<Shared>) -> Result<Vec<Node>> {
 
 /// The cluster's own objects.
 pub(super) fn objects(shared: &Shared) -> Result<()> {
-    let apply = |object: Value| shared.writer.apply_json(object).map(drop).map_err(|error| LabError::Start(error.to_string()));
+    let apply =
+        |object: Value| shared.writer.apply_json(object).map(drop).map_err(|error| LabError::Start(error.to_string()));
     for name in NAMESPACES {
         apply(namespace(name))?;
         apply(service_account(name, "default"))?;
@@ -59,7 +61,8 @@ pub(super) fn furnish_namespace(shared: &Shared, namespace: &Namespace, model: &
     }
     let labelled = shared.writer.patch_labels(&key, &[("kubernetes.io/metadata.name", Some(name))]);
     let default = ObjectKey::new(Kind::ServiceAccount, name, "default");
-    let made = if model.has(&default) { Ok(()) } else { shared.writer.apply_json(service_account(name, "default")).map(drop) };
+    let made =
+        if model.has(&default) { Ok(()) } else { shared.writer.apply_json(service_account(name, "default")).map(drop) };
     if let Err(error) = labelled.and(made) {
         tracing::debug!(namespace = name, %error, "furnishing a namespace");
     }

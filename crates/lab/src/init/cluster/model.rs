@@ -131,13 +131,15 @@ impl Model {
     }
 
     pub(super) fn services(&self) -> Vec<Arc<Service>> {
-        let service = |object: &Object| if let Object::Service(service) = object { Some(Arc::clone(service)) } else { None };
+        let service =
+            |object: &Object| if let Object::Service(service) = object { Some(Arc::clone(service)) } else { None };
         self.objects.values().filter_map(service).collect()
     }
 
     pub(super) fn deployments(&self) -> Vec<Arc<Deployment>> {
-        let deployment =
-            |object: &Object| if let Object::Deployment(deployment) = object { Some(Arc::clone(deployment)) } else { None };
+        let deployment = |object: &Object| {
+            if let Object::Deployment(deployment) = object { Some(Arc::clone(deployment)) } else { None }
+        };
         self.objects.values().filter_map(deployment).collect()
     }
 
@@ -180,7 +182,11 @@ pub(super) fn status(shared: &Shared, pods: &BTreeMap<(String, String), Entry>) 
         name: shared.name.clone(),
         uptime: shared.uptime(),
         start_took: shared.start_took(),
-        nodes: shared.nodes().iter().map(|node| NodeStatus { name: node.name.clone(), ips: node.ips.clone() }).collect(),
+        nodes: shared
+            .nodes()
+            .iter()
+            .map(|node| NodeStatus { name: node.name.clone(), ips: node.ips.clone() })
+            .collect(),
         pods: pods.values().map(|entry| entry.info(shared)).collect(),
         components: shared.components.lock().iter().map(component).collect(),
     }

@@ -118,7 +118,9 @@ fn container_status(name: &str, container: &ContainerState) -> Value {
     let state = match container.finished {
         Some(code) => json!({"terminated": {"exitCode": code}}),
         None if running => json!({"running": {}}),
-        None => json!({"waiting": {"reason": if container.restarts > 0 { "CrashLoopBackOff" } else { "ContainerCreating" }}}),
+        None => {
+            json!({"waiting": {"reason": if container.restarts > 0 { "CrashLoopBackOff" } else { "ContainerCreating" }}})
+        }
     };
     json!({
         "name": name, "image": container.image, "imageID": "", "ready": container.ready,
@@ -149,7 +151,8 @@ mod tests {
 
     #[test]
     fn times_stay_with_what_stays() {
-        let condition = |kind: &str, status: &str, time: &str| json!({"type": kind, "status": status, "lastTransitionTime": time});
+        let condition =
+            |kind: &str, status: &str, time: &str| json!({"type": kind, "status": status, "lastTransitionTime": time});
         let before = json!({
             "startTime": "t0",
             "conditions": [condition("Ready", "False", "t1"), condition("Initialized", "True", "t1")],

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::{Deletion, Life, Order, deleted};
 use crate::error::{During, LabError, Result};
 use crate::init::container::{self, ContainerPlan, ProbePlan};
-use crate::init::{components, probe};
 use crate::init::reaper::{Place, Running};
+use crate::init::{components, probe};
 use crate::options::Component;
 
 /// Until a probe first succeeds it is made this often, so that a pod counts as ready when it is.
@@ -220,7 +220,8 @@ impl Worker {
         });
         self.life.message("");
         let mut exit = running.clone();
-        let (readiness, liveness) = (Prober::new(self.plan.readiness.as_ref()), Prober::new(self.plan.liveness.as_ref()));
+        let (readiness, liveness) =
+            (Prober::new(self.plan.readiness.as_ref()), Prober::new(self.plan.liveness.as_ref()));
         tokio::pin! {
             let probing = self.probe(readiness, liveness);
         }
@@ -247,7 +248,8 @@ impl Worker {
     fn start(&self) -> Result<Running> {
         let log = open_log(&self.life)?;
         let error_log = log.try_clone().during(|| "sharing a log".into())?;
-        let (program, args) = self.plan.args.split_first().ok_or_else(|| LabError::Refused("an empty command".into()))?;
+        let (program, args) =
+            self.plan.args.split_first().ok_or_else(|| LabError::Refused("an empty command".into()))?;
         let mut command = Command::new(program);
         command.args(args).env_clear().envs(&self.plan.env).stdin(Stdio::null());
         command.stdout(OwnedFd::from(log)).stderr(OwnedFd::from(error_log));
@@ -260,9 +262,9 @@ impl Worker {
         let reaper = &self.life.shared.reaper;
         let started = reaper.start(command, &self.place);
         started.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                LabError::Refused(format!("`{program}` is not on this machine (the lab runs the machine's own programs)"))
-            }
+            std::io::ErrorKind::NotFound => LabError::Refused(format!(
+                "`{program}` is not on this machine (the lab runs the machine's own programs)"
+            )),
             _ => LabError::io(format!("starting `{program}`"), error),
         })
     }
@@ -308,7 +310,8 @@ impl Worker {
         let graceful = async {
             if let Some(check) = &self.plan.pre_stop {
                 let left = deadline(&self.deletion).saturating_duration_since(Instant::now());
-                let done = probe::check(&self.life.shared, &self.life.state, &self.place, &self.plan, check, left).await;
+                let done =
+                    probe::check(&self.life.shared, &self.life.state, &self.place, &self.plan, check, left).await;
                 if let Err(why) = done {
                     tracing::info!(pod = %self.life.state.key(), why, "preStop failed");
                 }
