@@ -301,7 +301,9 @@ async fn a_pod_that_leaves_is_cut_at_once_and_can_come_back() {
     let _server = c.serve(c.server.v4, 8080);
     let mut stream = c.client.connect(c.at(8080)).await.unwrap();
     within("line", line(&mut stream)).await.unwrap();
+    let begun = std::time::Instant::now();
     c.node2.workers.remove(&PodUid::new("server")).await;
+    assert!(begun.elapsed() < Duration::from_millis(500), "the agent waits for this: {:?}", begun.elapsed());
     assert!(c.node2.connections().await.is_empty());
     let mut byte = [0];
     let end = within("cut", stream.read(&mut byte)).await;
