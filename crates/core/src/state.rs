@@ -189,7 +189,17 @@ impl MeshState {
 
     /// The service of this hostname, as `view` sees it.
     pub fn service_by_hostname(&self, hostname: &str, view: &View<'_>) -> Option<&Arc<Service>> {
-        best(self.services_by_hostname.get(hostname), view)
+        self.service_by_hostname_where(hostname, view, |_| true)
+    }
+
+    /// The same among those that `keep` takes.
+    pub fn service_by_hostname_where(
+        &self,
+        hostname: &str,
+        view: &View<'_>,
+        keep: impl Fn(&Service) -> bool,
+    ) -> Option<&Arc<Service>> {
+        best(self.services_by_hostname.get(hostname).iter().filter(|service| keep(service)), view)
     }
 
     /// All of them, in no order.
@@ -335,8 +345,11 @@ impl Family {
 }
 
 /// The best of several services of one name or address; the list is sorted by key, and the first wins.
-fn best<'a>(services: &'a [Arc<Service>], view: &View<'_>) -> Option<&'a Arc<Service>> {
-    services.iter().filter(|service| service.visible_to(view.namespace)).min_by_key(|service| {
+fn best<'a>(
+    services: impl IntoIterator<Item = &'a Arc<Service>>,
+    view: &View<'_>,
+) -> Option<&'a Arc<Service>> {
+    services.into_iter().filter(|service| service.visible_to(view.namespace)).min_by_key(|service| {
         let namespace = &*service.key.namespace;
         Reverse((namespace == view.namespace, service.canonical, Some(namespace) == view.preferred_namespace))
     })
