@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 # Programs that the lab's pods run and that tests look at the wire with. Nothing else is changed on the machine.
-PACKAGES := mold nftables iproute2 iptables tcpdump conntrack nginx-light redis-server redis-tools wrk curl msmtp-mta openssl procps util-linux cmake pkg-config jq
+PACKAGES := mold nftables iproute2 iptables tcpdump conntrack nginx-light redis-server redis-tools wrk curl msmtp-mta openssl procps util-linux dnsmasq-base bind9-dnsutils cmake pkg-config jq
 PROFILE ?= demo
 BIN = target/$(PROFILE)
 
