@@ -1,8 +1,8 @@
 //! What the CA gave: a key with its chain, and whom to trust.
 
+use crate::provider;
 use aquifer_core::identity::Identity;
 use rustls::RootCertStore;
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::sign::CertifiedKey;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ impl CertBundle {
         if roots.is_empty() {
             return Err(BundleError::Layout { index, found: 0 });
         }
-        let signing = any_supported_type(&key).map_err(|_| BundleError::WrongKey)?;
+        let signing = provider::signing_key(&key).map_err(|_| BundleError::WrongKey)?;
         let key = CertifiedKey::new(chain, signing);
         key.keys_match().map_err(|_| BundleError::WrongKey)?;
         Ok(Self { key: Arc::new(key), roots: Arc::new(roots), chain_info, root_info })

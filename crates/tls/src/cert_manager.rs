@@ -4,7 +4,8 @@
 
 use crate::bundle::CertBundle;
 use crate::ca_client::{CaClient, CaError};
-use crate::config::IdentityConfigs;
+use crate::config::{IdentityConfigs, TlsOptions};
+use crate::crl::Revocations;
 use crate::error::CertError;
 use crate::schedule::{Schedule, Step};
 use aquifer_core::identity::Identity;
@@ -51,6 +52,7 @@ pub struct CertManager {
 }
 
 struct Shared {
+    options: TlsOptions,
     schedule: Mutex<Schedule>,
     certs: RwLock<HashMap<Identity, watch::Sender<Cert>>>,
     changed: Notify,
@@ -72,8 +74,19 @@ impl Default for CertManager {
 impl CertManager {
     /// A manager without identities. Nothing is fetched until [`run`](Self::run) is polled.
     pub fn new() -> Self {
-        let shared = Shared { schedule: Mutex::new(Schedule::new()), certs: RwLock::default(), changed: Notify::new() };
+        Self::with_options(TlsOptions::default())
+    }
+
+    /// The same, with all configurations made under `options`.
+    pub fn with_options(options: TlsOptions) -> Self {
+        let schedule = Mutex::new(Schedule::new());
+        let shared = Shared { options, schedule, certs: RwLock::default(), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Whom the configurations do not trust in spite of a good chain.
+    pub fn revocations(&self) -> &Revocations {
+        &self.shared.options.revocations
     }
 
     /// Has a certificate kept for `identity`, from now until as many calls of [`forget`](Self::forget).
@@ -171,7 +184,8 @@ impl CertManager {
     }
 
     fn report(&self, identity: &Identity, result: Result<CertBundle, CaError>, generation: u64) {
-        let built = result.and_then(|bundle| Ok(IdentityConfigs::new(identity.clone(), bundle, generation)?));
+        let options = &self.shared.options;
+        let built = result.and_then(|bundle| Ok(IdentityConfigs::new(identity.clone(), bundle, generation, options)?));
         let jitter = rand::rng().random_range(-1.0..=1.0);
         let now = Instant::now().into_std();
         let mut schedule = self.shared.schedule.lock();

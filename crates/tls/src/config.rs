@@ -1,21 +1,31 @@
 //! Finished TLS configurations of one certificate.
 
 use crate::bundle::{CertBundle, CertInfo};
-use crate::provider::provider;
+use crate::crl::Revocations;
+use crate::peer::{PeerCertificate, Role};
+use crate::provider::{TlsPolicy, provider};
 use crate::verify::{ClientVerifier, ServerVerifier};
 use aquifer_core::identity::Identity;
 use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, CommonState, ServerConfig};
 use std::collections::HashMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
 /// Expected sets whose client configuration is kept. A pod talks to fewer services than this, as a rule.
 const CACHED_CLIENTS: usize = 256;
+
+/// What all configurations of a process have in common.
+#[derive(Clone, Debug, Default)]
+pub struct TlsOptions {
+    /// Versions and key exchanges.
+    pub policy: TlsPolicy,
+    /// Whom not to trust in spite of a good chain.
+    pub revocations: Revocations,
+}
 
 /// Both ends' configurations for one identity's current certificate. The next certificate makes another.
 pub struct IdentityConfigs {
@@ -25,6 +35,7 @@ pub struct IdentityConfigs {
     pub generation: u64,
     identity: Identity,
     bundle: CertBundle,
+    options: TlsOptions,
     clients: Mutex<ClientCache>,
 }
 
@@ -41,11 +52,16 @@ pub struct ConfigError(String);
 
 impl IdentityConfigs {
     /// Builds the configurations of a certificate.
-    pub fn new(identity: Identity, bundle: CertBundle, generation: u64) -> Result<Self, ConfigError> {
-        let verifier = ClientVerifier::new(bundle.roots.clone(), identity.trust_domain.clone())
+    pub fn new(
+        identity: Identity,
+        bundle: CertBundle,
+        generation: u64,
+        options: &TlsOptions,
+    ) -> Result<Self, ConfigError> {
+        let verifier = ClientVerifier::new(bundle.roots.clone(), identity.trust_domain.clone(), options)
             .map_err(|e| ConfigError(e.to_string()))?;
-        let mut server = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
+        let mut server = ServerConfig::builder_with_provider(provider(options.policy))
+            .with_protocol_versions(options.policy.versions())
             .map_err(|e| ConfigError(e.to_string()))?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(bundle.key.clone())));
@@ -53,7 +69,8 @@ impl IdentityConfigs {
         // Every connection shows its certificate anew: a resumed one would outlive a revoked or expired one.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), generation, identity, bundle, clients: Mutex::default() })
+        let (server, options) = (Arc::new(server), options.clone());
+        Ok(Self { server, generation, identity, bundle, options, clients: Mutex::default() })
     }
 
     /// For connecting to a server that must be one of `expected`.
@@ -75,10 +92,11 @@ impl IdentityConfigs {
     }
 
     fn build_client(&self, expected: &[Identity]) -> ClientConfig {
-        let verifier = ServerVerifier::new(self.bundle.roots.clone(), expected.to_vec());
-        let mut client = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .expect("new() made a server configuration of the same provider and version")
+        let policy = self.options.policy;
+        let verifier = ServerVerifier::new(self.bundle.roots.clone(), expected.to_vec(), &self.options);
+        let mut client = ClientConfig::builder_with_provider(provider(policy))
+            .with_protocol_versions(policy.versions())
+            .expect("new() made a server configuration of the same provider and versions")
             .dangerous() // means: our own verifier
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.bundle.key.clone())));
@@ -86,6 +104,16 @@ impl IdentityConfigs {
         client.enable_sni = false;
         client.resumption = Resumption::disabled();
         client
+    }
+
+    /// The certificate of the client at the other end of a connection that [`server`](Self::server) accepted.
+    pub fn client_of(&self, connection: &CommonState) -> Option<Arc<PeerCertificate>> {
+        PeerCertificate::of(connection, &self.bundle.roots, Role::Client)
+    }
+
+    /// The certificate of the server that a [`client_config`](Self::client_config) reached.
+    pub fn server_of(&self, connection: &CommonState) -> Option<Arc<PeerCertificate>> {
+        PeerCertificate::of(connection, &self.bundle.roots, Role::Server)
     }
 
     /// Whose they are.

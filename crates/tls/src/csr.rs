@@ -1,10 +1,10 @@
 //! A fresh key and the request to certify it.
 
+use crate::provider;
 use aquifer_core::identity::Identity;
 use rcgen::string::Ia5String;
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use zeroize::Zeroize;
+use rcgen::{CertificateParams, DistinguishedName, SanType};
+use rustls::pki_types::PrivateKeyDer;
 
 /// A key and its certificate signing request. No `Debug`: it holds the key.
 pub struct Csr {
@@ -21,13 +21,10 @@ pub struct CsrError(#[from] rcgen::Error);
 
 /// ECDSA P-256, an empty subject, the identity as the one URI SAN. Every certificate gets a key of its own.
 pub fn generate(identity: &Identity) -> Result<Csr, CsrError> {
-    let mut pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_string())?)];
-    let pem = params.serialize_request(&pair)?.pem()?;
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
-    pair.zeroize();
+    let (key, pem) = provider::certificate_request(&params)?;
     Ok(Csr { pem, key })
 }
 

@@ -47,6 +47,33 @@ pub fn reason_of(error: &io::Error) -> Reason {
     }
 }
 
+/// An error of a TLS handshake in words that say what to do about it, where rustls's own don't.
+pub fn explain(error: &io::Error) -> String {
+    use rustls::{AlertDescription, Error, PeerIncompatible};
+    let Some(error) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else {
+        return error.to_string();
+    };
+    let what = match error {
+        Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => {
+            "the peer offers no key exchange that is allowed here (is COMPLIANCE_POLICY=pqc set on one side only?)"
+        }
+        Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => {
+            "the peer offers none of our cipher suites"
+        }
+        Error::PeerIncompatible(
+            PeerIncompatible::SupportedVersionsExtensionRequired | PeerIncompatible::Tls12NotOfferedOrEnabled,
+        ) => "the peer speaks TLS 1.2 at most (TLS12_ENABLED would allow it)",
+        Error::InvalidCertificate(CertificateError::Revoked) => "the peer's certificate is revoked",
+        Error::AlertReceived(AlertDescription::HandshakeFailure) => {
+            "the peer takes none of the key exchanges and cipher suites that are allowed here (is \
+             COMPLIANCE_POLICY=pqc set on one side only?)"
+        }
+        Error::AlertReceived(AlertDescription::CertificateRevoked) => "the peer says that our certificate is revoked",
+        other => return other.to_string(),
+    };
+    format!("{what}: {error}")
+}
+
 fn tls_reason(error: &rustls::Error) -> Reason {
     match error {
         rustls::Error::NoCertificatesPresented => Reason::PeerCertificateMissing,

@@ -1,15 +1,22 @@
-//! A certificate authority for this crate's tests.
+//! A certificate authority and handshakes in memory, for this crate's tests.
 
 use crate::bundle::CertBundle;
-use crate::config::IdentityConfigs;
+use crate::config::{IdentityConfigs, TlsOptions};
 use aquifer_core::identity::Identity;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PublicKeyData, RevokedCertParams, SanType, SerialNumber,
 };
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, ServerConfig};
+use std::io;
+use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 pub(crate) fn id(text: &str) -> Identity {
     text.parse().unwrap()
@@ -34,7 +41,7 @@ fn ca_params(name: &str) -> CertificateParams {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
@@ -97,10 +104,73 @@ impl TestCa {
 
     /// Valid for a day; expired if `ttl` is negative.
     pub(crate) fn configs(&self, identity: &Identity, ttl: i64) -> IdentityConfigs {
-        IdentityConfigs::new(identity.clone(), self.bundle(identity, ttl), 1).unwrap()
+        self.configs_with(identity, ttl, &TlsOptions::default())
     }
+
+    pub(crate) fn configs_with(&self, identity: &Identity, ttl: i64, options: &TlsOptions) -> IdentityConfigs {
+        IdentityConfigs::new(identity.clone(), self.bundle(identity, ttl), 1, options).unwrap()
+    }
+
+    /// A list that names these certificates, whoever issued them.
+    pub(crate) fn crl(&self, revoked: &[&str]) -> Vec<u8> {
+        self.crl_until(revoked, Duration::days(1))
+    }
+
+    pub(crate) fn crl_until(&self, revoked_certs: &[&str], next_update: Duration) -> Vec<u8> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = |pem: &&str| RevokedCertParams {
+            serial_number: SerialNumber::from(crate::peer::id(&der(pem)).unwrap().serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now - Duration::days(2),
+            next_update: now + next_update,
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+}
+
+pub(crate) fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+/// What a proxy connects to: an address.
+pub(crate) fn peer_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::IpAddr::from([10, 0, 0, 1]).into())
 }
 
 pub(crate) fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))
+}
+
+pub(crate) type Client = client::TlsStream<tokio::io::DuplexStream>;
+pub(crate) type Server = server::TlsStream<tokio::io::DuplexStream>;
+
+/// Shakes hands and passes a byte each way: in TLS 1.3 a client learns only then that it was refused.
+pub(crate) async fn shake(
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+) -> (io::Result<Client>, io::Result<Server>) {
+    let (near, far) = duplex(1 << 16);
+    let near = async {
+        let mut tls = TlsConnector::from(client).connect(peer_name(), near).await?;
+        tls.write_all(b"x").await?;
+        tls.flush().await?;
+        tls.read_u8().await?;
+        Ok(tls)
+    };
+    let far = async {
+        let mut tls = TlsAcceptor::from(server).accept(far).await?;
+        tls.read_u8().await?;
+        tls.write_all(b"y").await?;
+        tls.flush().await?;
+        Ok(tls)
+    };
+    tokio::join!(near, far)
 }

@@ -1,9 +1,13 @@
 //! Who the peer is, and whether it may be.
 
+use crate::config::TlsOptions;
+use crate::crl::Revocations;
+use crate::peer::Role;
+use crate::provider::provider;
 use aquifer_core::identity::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
@@ -72,16 +76,22 @@ pub fn identity_of(cert: &CertificateDer<'_>) -> Option<Identity> {
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    revocations: Revocations,
     trust_domain: Arc<str>,
 }
 
 impl ClientVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, trust_domain: Arc<str>) -> Result<Self, VerifierBuilderError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, crate::provider::provider())
+    pub(crate) fn new(
+        roots: Arc<RootCertStore>,
+        trust_domain: Arc<str>,
+        options: &TlsOptions,
+    ) -> Result<Self, VerifierBuilderError> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider(options.policy))
             // Peers have one certificate and need no hint which one to show.
             .clear_root_hint_subjects()
             .build()?;
-        Ok(Self { chain, trust_domain })
+        Ok(Self { chain, roots, revocations: options.revocations.clone(), trust_domain })
     }
 }
 
@@ -97,6 +107,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        self.revocations.check((end_entity, intermediates), &self.roots, Role::Client, now)?;
         // Stricter than "any SAN of our domain": the one that becomes the identity must be of it.
         let peer = identity_of(end_entity).ok_or(VerifyError::NoIdentity)?;
         if peer.trust_domain != self.trust_domain {
@@ -134,12 +145,15 @@ impl ClientCertVerifier for ClientVerifier {
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     roots: Arc<RootCertStore>,
+    revocations: Revocations,
+    algorithms: WebPkiSupportedAlgorithms,
     expected: Vec<Identity>,
 }
 
 impl ServerVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, expected: Vec<Identity>) -> Self {
-        Self { roots, expected }
+    pub(crate) fn new(roots: Arc<RootCertStore>, expected: Vec<Identity>, options: &TlsOptions) -> Self {
+        let algorithms = provider(options.policy).signature_verification_algorithms;
+        Self { roots, revocations: options.revocations.clone(), algorithms, expected }
     }
 }
 
@@ -152,10 +166,9 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let provider = crate::provider::provider();
-        let algorithms = provider.signature_verification_algorithms.all;
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
+        self.revocations.check((end_entity, intermediates), &self.roots, Role::Server, now)?;
         let cert = webpki::EndEntityCert::try_from(end_entity)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let met = |uri: &str| uri.parse::<Identity>().is_ok_and(|id| self.expected.contains(&id));
@@ -175,8 +188,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let provider = crate::provider::provider();
-        verify_tls12_signature(message, cert, dss, &provider.signature_verification_algorithms)
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -185,11 +197,10 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let provider = crate::provider::provider();
-        verify_tls13_signature(message, cert, dss, &provider.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crate::provider::provider().signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }

@@ -2,43 +2,18 @@
 
 use super::*;
 use crate::config::IdentityConfigs;
-use crate::provider::provider;
-use crate::reason_of;
+use crate::provider::{TlsPolicy, provider};
 use crate::testing::*;
+use crate::{explain, reason_of};
 use aquifer_core::reason::Reason;
 use rcgen::KeyPair;
 use rustls::client::Resumption;
-use rustls::pki_types::IpAddr;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, HandshakeKind, NamedGroup, ServerConfig};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-
-type Client = client::TlsStream<tokio::io::DuplexStream>;
-type Server = server::TlsStream<tokio::io::DuplexStream>;
-
-/// Shakes hands and passes a byte each way: in TLS 1.3 a client learns only then that it was refused.
-async fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (io::Result<Client>, io::Result<Server>) {
-    let (near, far) = duplex(1 << 16);
-    let name = ServerName::IpAddress(IpAddr::from(std::net::IpAddr::from([10, 0, 0, 1])));
-    let near = async {
-        let mut tls = TlsConnector::from(client).connect(name, near).await?;
-        tls.write_all(b"x").await?;
-        tls.flush().await?;
-        tls.read_u8().await?;
-        Ok(tls)
-    };
-    let far = async {
-        let mut tls = TlsAcceptor::from(server).accept(far).await?;
-        tls.read_u8().await?;
-        tls.write_all(b"y").await?;
-        tls.flush().await?;
-        Ok(tls)
-    };
-    tokio::join!(near, far)
-}
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 fn alert(error: &io::Error) -> String {
     match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
@@ -83,11 +58,15 @@ async fn an_intermediate_is_sent_along() {
 fn showing(leaf: Option<(String, KeyPair)>, expect: &[Identity], roots: &TestCa) -> Arc<ClientConfig> {
     let mut store = RootCertStore::empty();
     store.add(der(&roots.pem())).unwrap();
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_provider(provider(TlsPolicy::Tls13))
         .with_protocol_versions(&[&TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(Arc::new(store), expect.to_vec())));
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+            Arc::new(store),
+            expect.to_vec(),
+            &TlsOptions::default(),
+        )));
     let mut config = match leaf {
         Some(leaf) => builder.with_client_cert_resolver(Arc::new(shown(leaf))),
         None => builder.with_no_client_auth(),
@@ -97,13 +76,8 @@ fn showing(leaf: Option<(String, KeyPair)>, expect: &[Identity], roots: &TestCa)
 }
 
 fn shown((pem, key): (String, KeyPair)) -> SingleCertAndKey {
-    let key = provider().key_provider.load_private_key(private(&key)).unwrap();
+    let key = provider(TlsPolicy::Tls13).key_provider.load_private_key(private(&key)).unwrap();
     SingleCertAndKey::from(CertifiedKey::new(vec![der(&pem)], key))
-}
-
-fn der(pem: &str) -> CertificateDer<'static> {
-    use rustls::pki_types::pem::PemObject;
-    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 
 fn leaf(ca: &TestCa, sans: Vec<rcgen::SanType>, from: i64, to: i64) -> (String, KeyPair) {
@@ -214,7 +188,7 @@ async fn the_client_hello_is_the_references() {
     let theirs = &recording["entries"][0]["json"];
     let (near, far) = duplex(1 << 16);
     let configs: IdentityConfigs = TestCa::new().configs(&client_id(), 3600);
-    let name = ServerName::IpAddress(IpAddr::from(std::net::IpAddr::from([10, 0, 0, 1])));
+    let name = peer_name();
     let connect = TlsConnector::from(configs.client_config(&[server_id()])).connect(name, near);
     let accept = tokio_rustls::LazyConfigAcceptor::new(rustls::server::Acceptor::default(), far);
     let start = tokio::select! {
@@ -237,7 +211,7 @@ async fn the_client_hello_is_the_references() {
 async fn peers_without_the_hybrid_get_x25519() {
     let ca = TestCa::new();
     let server = ca.configs(&server_id(), 3600);
-    let mut plain = (*provider()).clone();
+    let mut plain = (*provider(TlsPolicy::Tls13)).clone();
     plain.kx_groups.remove(0);
     let mut store = RootCertStore::empty();
     store.add(der(&ca.pem())).unwrap();
@@ -245,7 +219,11 @@ async fn peers_without_the_hybrid_get_x25519() {
         .with_protocol_versions(&[&TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(Arc::new(store), vec![server_id()])))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+            Arc::new(store),
+            vec![server_id()],
+            &TlsOptions::default(),
+        )))
         .with_client_cert_resolver(Arc::new(shown(leaf(&ca, vec![uri(&client_id().to_string())], -60, 600))));
     let (near, far) = shake(Arc::new(client), server.server.clone()).await;
     near.unwrap();
@@ -265,4 +243,106 @@ fn client_configs_are_shared_and_bounded() {
     }
     let gone = configs.client_config(&nth(1));
     assert!(Arc::strong_count(&gone) == 2 && Arc::strong_count(&first) == 2);
+}
+
+#[tokio::test]
+async fn post_quantum_only_takes_nothing_else() {
+    let ca = TestCa::new();
+    let pqc = TlsOptions { policy: TlsPolicy::PostQuantum, ..TlsOptions::default() };
+    let server = ca.configs_with(&server_id(), 3600, &pqc);
+    let client = ca.configs_with(&client_id(), 3600, &pqc);
+    // Both strict, and either strict with a peer that has more.
+    let (lax_client, lax_server) = (ca.configs(&client_id(), 3600), ca.configs(&server_id(), 3600));
+    for (client, server) in [(&client, &server), (&lax_client, &server), (&client, &lax_server)] {
+        let (near, far) = shake(client.client_config(&[server_id()]), server.server.clone()).await;
+        near.unwrap();
+        let far = far.unwrap();
+        let group = far.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+    }
+    // A peer without the hybrid is refused on either side, and both sides' errors say where to look.
+    let classical = |config: &ClientConfig| {
+        let mut provider = (**config.crypto_provider()).clone();
+        provider.kx_groups.remove(0);
+        Arc::new(provider)
+    };
+    let old = classical(&lax_client.client_config(&[server_id()]));
+    let mut store = RootCertStore::empty();
+    store.add(der(&ca.pem())).unwrap();
+    let verifier = ServerVerifier::new(Arc::new(store.clone()), vec![server_id()], &TlsOptions::default());
+    let old_client = ClientConfig::builder_with_provider(old.clone())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(shown(leaf(&ca, vec![uri(&client_id().to_string())], -60, 600))));
+    let old_server = ServerConfig::builder_with_provider(old)
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(shown(leaf(&ca, vec![uri(&server_id().to_string())], -60, 600))));
+    let (near, far) = shake(Arc::new(old_client), server.server.clone()).await;
+    let (near, far) = (near.err().unwrap(), far.err().unwrap());
+    assert!(explain(&far).contains("COMPLIANCE_POLICY=pqc"), "{}", explain(&far));
+    assert!(explain(&near).contains("COMPLIANCE_POLICY=pqc"), "{}", explain(&near));
+    assert_eq!(reason_of(&far), Reason::TlsFailed);
+    let (near, far) = shake(client.client_config(&[server_id()]), Arc::new(old_server)).await;
+    assert!(explain(&near.err().unwrap()).contains("COMPLIANCE_POLICY=pqc"));
+    assert!(far.is_err());
+}
+
+#[tokio::test]
+async fn tls_1_2_is_spoken_with_those_who_have_no_other() {
+    let ca = TestCa::new();
+    let both = TlsOptions { policy: TlsPolicy::Tls12, ..TlsOptions::default() };
+    let server = ca.configs_with(&server_id(), 3600, &both);
+    let mut store = RootCertStore::empty();
+    store.add(der(&ca.pem())).unwrap();
+    let old = || {
+        let verifier = ServerVerifier::new(Arc::new(store.clone()), vec![server_id()], &both);
+        let mut config = ClientConfig::builder_with_provider(provider(TlsPolicy::Tls12))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(shown(leaf(&ca, vec![uri(&client_id().to_string())], -60, 600))));
+        // It would resume if it could.
+        config.resumption = Resumption::in_memory_sessions(8);
+        Arc::new(config)
+    };
+    let config = old();
+    for _ in 0..2 {
+        let (near, far) = shake(config.clone(), server.server.clone()).await;
+        let (near, far) = (near.unwrap(), far.unwrap());
+        let far: &CommonState = far.get_ref().1;
+        assert_eq!(far.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_2));
+        let suite = far.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384);
+        assert_eq!(far.handshake_kind(), Some(HandshakeKind::Full), "nothing is resumed");
+        assert_eq!(peer_identity(far), Some(client_id()), "the same checks");
+        assert_eq!(peer_identity(near.get_ref().1), Some(server_id()));
+    }
+    // Those who have TLS 1.3 use it.
+    let modern = ca.configs_with(&client_id(), 3600, &both);
+    let (near, far) = shake(modern.client_config(&[server_id()]), server.server.clone()).await;
+    near.unwrap();
+    assert_eq!(far.unwrap().get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    // Without the setting they are refused.
+    let (near, far) = shake(config, ca.configs(&server_id(), 3600).server.clone()).await;
+    assert!(near.is_err() && explain(&far.err().unwrap()).contains("TLS12_ENABLED"));
+}
+
+/// A client that would resume, and a server that gives it nothing to resume with.
+#[tokio::test]
+async fn nothing_is_resumed() {
+    let ca = TestCa::new();
+    let server = ca.configs(&server_id(), 3600);
+    let mut client = (*ca.configs(&client_id(), 3600).client_config(&[server_id()])).clone();
+    client.resumption = Resumption::in_memory_sessions(8);
+    let client = Arc::new(client);
+    for _ in 0..3 {
+        let (near, far) = shake(client.clone(), server.server.clone()).await;
+        assert_eq!(near.unwrap().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+        assert_eq!(far.unwrap().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
 }
