@@ -34,14 +34,14 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, sethostname, setsid};
 
 use crate::error::{During, LabError, Result};
@@ -51,6 +51,8 @@ use crate::start::{LOCK_FD, Report};
 
 /// Descriptors that a thousand connections and a hundred pods need, with room.
 const OPEN_FILES: u64 = 1 << 20;
+
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
 /// What `aquifer lab init` does. Must be called before any thread is started; does not return.
 #[allow(unsafe_code)]
@@ -166,9 +168,19 @@ fn report(report: &Report) {
 fn end(paths: &Paths) -> ! {
     // From pid 1, -1 means everybody else in the namespace.
     if std::process::id() == 1 {
-        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-        // Whoever waits for the lab's end finds no process of it.
-        while waitpid(None, None) != Err(Errno::ECHILD) {}
+        // Whoever waits for the lab's end finds no process of it. Again and again, since a container may just be
+        // started anew; what is left when we give up dies with us.
+        let begin = Instant::now();
+        loop {
+            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+            let collected = waitpid(None, Some(WaitPidFlag::WNOHANG));
+            if collected == Err(Errno::ECHILD) || begin.elapsed() > PATIENCE_AT_THE_END {
+                break;
+            }
+            if matches!(collected, Ok(WaitStatus::StillAlive)) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
     if let Ok(nodes) = fs::read_dir(paths.root().join("nodes")) {
         for node in nodes.flatten() {

@@ -93,11 +93,13 @@ impl Leaving {
     }
 }
 
-/// Whether the process is there and no zombie.
+/// Whether the process is there and no zombie. Its first thread may be one while the last still ends the others'
+/// processes, so threads count.
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X') || threads > 1)
 }
 
 /// The path of one of our binaries beside `aquifer`.
@@ -129,6 +131,9 @@ fn check(options: &LabOptions) -> Result<()> {
     }
     if options.nodes == 0 || options.nodes > MAX_NODES {
         return Err(LabError::Start(format!("{} nodes asked for: 1 to {MAX_NODES} are possible", options.nodes)));
+    }
+    if options.ipv6 && !Path::new("/proc/sys/net/ipv6").exists() {
+        return Err(LabError::Start("this kernel has no IPv6: start the lab without it (--no-ipv6)".into()));
     }
     if let Some(name) = &options.name {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';

@@ -144,6 +144,25 @@ async fn deployments_scale_roll_and_heal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_takes_all_in_it_along() {
+    let lab = plain_lab().await;
+    lab.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n").await.unwrap();
+    lab.apply(&[web("shop", "web", 1, None), idle("default", "idle", 1, None)].join("---")).await.unwrap();
+    lab.wait_ready("shop", "web", 1).await.unwrap();
+    lab.wait_ready("default", "idle", 1).await.unwrap();
+    let shop = lab.objects(&[Kind::Namespace, Kind::ServiceAccount]).await.unwrap();
+    assert!(shop.iter().any(|object| object.label("kubernetes.io/metadata.name") == Some("shop")));
+    assert!(shop.iter().any(|object| object.namespace() == "shop" && object.name() == "default"));
+    lab.delete("namespace", "", "shop").await.unwrap();
+    until("nothing left of it", Duration::from_secs(20), async || {
+        let objects = lab.objects(Kind::ALL).await.unwrap();
+        objects.iter().all(|object| object.namespace() != "shop" && object.name() != "shop")
+    })
+    .await;
+    assert!(lab.pod("default", "idle").await.unwrap().ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pods_have_their_own_files_names_and_status() {
     let lab = plain_lab().await;
     lab.apply(&idle("default", "idle", 2, Some("node1"))).await.unwrap();
