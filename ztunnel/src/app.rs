@@ -70,6 +70,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     register_build(&mut registry, config.node.istio_version.as_deref().unwrap_or("unknown"), config.workers);
     let xds_metrics = ClientMetrics::register(&mut registry);
 
+    let dns_block = config.dns.is_some().then(|| readiness.register("dns proxy"));
     let shared = Arc::new(Shared {
         config: config.proxy.clone(),
         state: state.clone(),
@@ -79,9 +80,12 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         server: settings::server_config(&config.proxy),
         pool: settings::pool_config(&config.proxy),
         warned_unspoofed: AtomicBool::new(false),
+        dns: settings::dns(&config, &mut registry),
     });
     let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
     judge_again(changes_rx, workers.clone(), &control_tasks);
+    // From here on each pod that is added gets its listeners before it is acknowledged.
+    drop(dns_block);
 
     let pods = PodView::default();
     let pages = admin::Pages {

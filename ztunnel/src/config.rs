@@ -14,6 +14,7 @@ use std::time::Duration;
 use aquifer_core::identity::Identity;
 use aquifer_runtime::telemetry;
 
+use crate::dns::Listen;
 use crate::inpod::zds::WorkloadInfo;
 use crate::socket::{OriginalSource, TcpOptions};
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub ca: Option<Ca>,
     /// Connections.
     pub proxy: Proxy,
+    /// The DNS proxy's listeners; `None` when switched off.
+    pub dns: Option<Listen>,
     /// The node agent's socket.
     pub inpod_uds: PathBuf,
     /// Ports of our own.

@@ -114,9 +114,35 @@ pub fn listen_wildcard(
     }
     let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     match listen(v6, options, original_source, reuse_port) {
-        Err(e) if lacks_ipv6(&e) => listen(v4, options, original_source, reuse_port),
+        Err(e) if lacks_address(&e) => listen(v4, options, original_source, reuse_port),
         other => other,
     }
+}
+
+/// A socket for datagrams to `addr`, of the current namespace.
+pub fn listen_udp(addr: SocketAddr, options: &TcpOptions, reuse_port: bool) -> io::Result<std::net::UdpSocket> {
+    let socket = udp(addr, options)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// A socket for datagrams to and from `peer` alone, made in the current namespace.
+pub fn connected_udp(peer: SocketAddr, options: &TcpOptions) -> io::Result<std::net::UdpSocket> {
+    let socket = udp(peer, options)?;
+    socket.connect(&peer.into())?;
+    Ok(socket.into())
+}
+
+fn udp(addr: SocketAddr, options: &TcpOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    Ok(socket)
 }
 
 /// An unconnected socket towards `destination`, made in the current namespace.
@@ -177,7 +203,8 @@ fn set_transparent(socket: &Socket, v6: bool) -> io::Result<()> {
     if v6 { socket.set_ip_transparent_v6(true) } else { socket.set_ip_transparent_v4(true) }
 }
 
-fn lacks_ipv6(e: &io::Error) -> bool {
+/// Whether binding failed because the namespace has no such address, or the kernel no such family.
+pub(crate) fn lacks_address(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 

@@ -36,6 +36,7 @@ async fn the_dump_has_the_recorded_keys() {
         server: Default::default(),
         pool: Default::default(),
         warned_unspoofed: false.into(),
+        dns: None,
     };
     let workers = Workers::start(1, shared.into(), Arc::default(), aquifer_runtime::Cancel::new()).unwrap();
     let pods = PodView::default();

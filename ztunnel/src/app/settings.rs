@@ -1,16 +1,24 @@
 //! Our settings in the words of the libraries.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_hbone::{ClientConfig, PoolConfig, ServerConfig, Windows};
 use aquifer_proto::{type_url, xds};
+use aquifer_runtime::metrics::Registry;
 use aquifer_tls::CaConfig;
 use aquifer_tls::ca_client::Source;
 use aquifer_xds::client::driver as xds_driver;
 use aquifer_xds::client::session::Watch;
 
 use crate::config::{self, Config, RootCert, Token};
+use crate::dns::metrics::Metrics as DnsMetrics;
+use crate::dns::resolve::Zone;
+use crate::dns::{Dns, resolv_conf};
+
+/// Where the C library looks for name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 fn windows(config: &config::Proxy) -> Windows {
     let default = Windows::default();
@@ -76,6 +84,29 @@ pub(super) fn xds_config(config: &Config) -> xds_driver::ClientConfig {
         node: node(&config.node),
         watches: vec![Watch::wildcard(type_url::ADDRESS), Watch::wildcard(type_url::AUTHORIZATION)],
     }
+}
+
+/// The DNS proxy, if it is on. Its name servers are those that our own pod was given.
+pub(super) fn dns(config: &Config, registry: &mut Registry) -> Option<Arc<Dns>> {
+    let listen = config.dns?;
+    let servers = match std::fs::read_to_string(RESOLV_CONF) {
+        Ok(text) => resolv_conf::name_servers(&text),
+        Err(error) => {
+            tracing::warn!(%error, "{RESOLV_CONF} cannot be read");
+            Vec::new()
+        }
+    };
+    if servers.is_empty() {
+        tracing::warn!("{RESOLV_CONF} names no server: pods get no answer for names that the mesh doesn't know");
+    }
+    let metrics = DnsMetrics::default();
+    metrics.register(registry);
+    let zone = Zone {
+        domain: config.node.cluster_domain.trim_end_matches('.').to_ascii_lowercase().into(),
+        preferred_namespace: config.proxy.preferred_service_namespace.clone(),
+        ipv6: config.proxy.ipv6,
+    };
+    Some(Arc::new(Dns { listen, zone, servers, metrics }))
 }
 
 /// Who we are, in the form that the control plane takes apart: `ztunnel~<ip>~<pod>.<namespace>~<domain>`.

@@ -8,6 +8,7 @@ use aquifer_runtime::telemetry;
 use serde::Deserialize;
 
 use super::{Ca, Config, MESH_FILE, Node, Ports, Proxy, RootCert, Surroundings, Token, Xds};
+use crate::dns::{self, Listen};
 use crate::inpod::zds::WorkloadInfo;
 use crate::socket::{Keepalive, OriginalSource, TcpOptions};
 
@@ -26,8 +27,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("TLS12_ENABLED", "false"),
     ("COMPLIANCE_POLICY", ""),
     ("CRL_PATH", ""),
-    ("ISTIO_META_DNS_CAPTURE", "false"),
-    ("ISTIO_META_DNS_PROXY_ADDR", ""),
     ("ENABLE_PROXY", "true"),
     ("LOCALHOST_APP_TUNNEL", "true"),
     ("INPOD_ENABLED", "true"),
@@ -98,6 +97,7 @@ impl Config {
         });
 
         let proxy = proxy(&mut vars, &node);
+        let dns = dns_listen(&mut vars, proxy.ipv6);
         let config = Self {
             log: telemetry::Settings::from_vars(&mut vars),
             xds,
@@ -118,6 +118,7 @@ impl Config {
                 .collect(),
             node,
             proxy,
+            dns,
         };
         vars.finish()?;
         Ok(config)
@@ -213,6 +214,21 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
         authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
     }
+}
+
+/// On unless `ISTIO_META_DNS_CAPTURE` is set to something else than `true`.
+fn dns_listen(vars: &mut Vars<'_>, ipv6: bool) -> Option<Listen> {
+    let listen = vars.with("ISTIO_META_DNS_PROXY_ADDR", |text| match text.strip_prefix("localhost:") {
+        _ if text.is_empty() => Ok(Listen::Localhost { port: dns::PORT, ipv6 }),
+        Some(port) => {
+            let port = port.parse().map_err(|e| format!("{text:?}: {e}"))?;
+            Ok(Listen::Localhost { port, ipv6 })
+        }
+        None => text.parse().map(Listen::Address).map_err(|e| format!("{text:?} is no address with a port: {e}")),
+    });
+    let on =
+        vars.string("ISTIO_META_DNS_CAPTURE").is_none_or(|text| text.is_empty() || text.eq_ignore_ascii_case("true"));
+    on.then(|| listen.unwrap_or(Listen::Localhost { port: dns::PORT, ipv6 }))
 }
 
 fn token(vars: &mut Vars<'_>, exists: fn(&str) -> bool) -> Token {

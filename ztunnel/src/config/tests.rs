@@ -225,8 +225,26 @@ fn settings_without_effect_are_named_only_when_they_ask_for_something_else() {
     let config = read(&[
         ("PROXY_MODE", "dedicated"),
         ("XDS_ON_DEMAND", "false"),
-        ("ISTIO_META_DNS_CAPTURE", "true"),
         ("CRL_PATH", ""),
     ]);
-    assert_eq!(config.without_effect, ["PROXY_MODE", "ISTIO_META_DNS_CAPTURE"]);
+    assert_eq!(config.without_effect, ["PROXY_MODE"]);
+}
+
+#[test]
+fn the_dns_proxy_is_on_unless_told_otherwise() {
+    let check = |vars: &[(&str, &str)], expected: Option<Listen>| assert_eq!(read(vars).dns, expected, "{vars:?}");
+    let (capture, address) = ("ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_PROXY_ADDR");
+    let usual = Some(Listen::Localhost { port: 15053, ipv6: true });
+    check(&[], usual);
+    check(&[(capture, "true")], usual);
+    check(&[(capture, "TRUE"), (address, "")], usual);
+    check(&[(capture, "false")], None);
+    check(&[(capture, "perhaps")], None);
+    check(&[("IPV6_ENABLED", "false")], Some(Listen::Localhost { port: 15053, ipv6: false }));
+    check(&[(address, "localhost:53")], Some(Listen::Localhost { port: 53, ipv6: true }));
+    check(&[(address, "127.0.0.2:5353")], Some(Listen::Address(SocketAddr::from(([127, 0, 0, 2], 5353)))));
+    for wrong in ["localhost", "localhost:x", "dns:53", "127.0.0.1"] {
+        let errors = try_read(&[(address, wrong)], &around()).unwrap_err().to_string();
+        assert!(errors.contains(address), "{errors}");
+    }
 }

@@ -27,6 +27,14 @@ pub struct NetnsId {
     inode: u64,
 }
 
+impl NetnsId {
+    /// One of `count` places, so that namespaces are spread evenly.
+    #[must_use]
+    pub fn spread(self, count: usize) -> usize {
+        usize::try_from(self.inode).unwrap_or_default() % count.max(1)
+    }
+}
+
 impl PartialEq for Netns {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id

@@ -1,4 +1,4 @@
-//! The three listeners in a pod's namespace, one set per worker.
+//! The listeners in a pod's namespace, one set per worker; DNS is served by one worker alone.
 
 use std::io;
 use std::net::TcpListener;
@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use aquifer_core::inbound::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT};
 
 use crate::config;
+use crate::dns::Dns;
+use crate::dns::server::Sockets;
 use crate::inpod::netns::Netns;
 use crate::socket;
 
@@ -18,28 +20,37 @@ pub struct Listeners<L = TcpListener> {
     pub plaintext: Option<L>,
     /// 15008.
     pub hbone: L,
+    /// 15053; on one worker only.
+    pub dns: Option<Sockets>,
 }
 
 impl Listeners {
     /// Opens a set for each worker, all or none. Blocks for some system calls only.
-    pub fn open(netns: &Netns, config: &config::Proxy, sets: usize) -> io::Result<Vec<Self>> {
-        netns.run(|| {
+    pub fn open(netns: &Netns, config: &config::Proxy, dns: Option<&Dns>, sets: usize) -> io::Result<Vec<Self>> {
+        let mut opened: Vec<Self> = netns.run(|| {
             (0..sets)
                 .map(|_| {
                     Ok(Self {
                         outbound: Some(listen(config, OUTBOUND_PORT)?),
                         plaintext: Some(listen(config, INBOUND_PLAINTEXT_PORT)?),
                         hbone: listen(config, HBONE_PORT)?,
+                        dns: None,
                     })
                 })
-                .collect()
-        })?
+                .collect::<io::Result<_>>()
+        })??;
+        // Pods are spread over the workers by the number of their namespace.
+        let chosen = netns.id().spread(sets);
+        if let (Some(dns), Some(set)) = (dns, opened.get_mut(chosen)) {
+            set.dns = Some(Sockets::open(netns, dns.listen, &config.tcp, config.reuse_port)?);
+        }
+        Ok(opened)
     }
 
     /// Only HBONE: our own pod, whose other traffic isn't captured.
     pub fn open_hbone_only(netns: &Netns, config: &config::Proxy) -> io::Result<Self> {
         let hbone = netns.run(|| listen(config, HBONE_PORT))??;
-        Ok(Self { outbound: None, plaintext: None, hbone })
+        Ok(Self { outbound: None, plaintext: None, hbone, dns: None })
     }
 
     /// Hands the sockets to the current runtime.
@@ -49,6 +60,7 @@ impl Listeners {
             outbound: self.outbound.map(tokio).transpose()?,
             plaintext: self.plaintext.map(tokio).transpose()?,
             hbone: tokio(self.hbone)?,
+            dns: self.dns,
         })
     }
 }

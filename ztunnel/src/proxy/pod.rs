@@ -22,6 +22,9 @@ use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
 use super::{inbound, outbound, passthrough};
 use crate::config;
+use crate::dns::{Dns, UPSTREAM_LIMIT};
+use crate::dns::server::{self as dns_server, Local};
+use crate::dns::upstream::Upstream;
 use crate::inpod::netns::Netns;
 use crate::inpod::zds::{PodUid, WorkloadInfo};
 use crate::metrics::WorkerMetrics;
@@ -49,6 +52,8 @@ pub struct Shared {
     pub pool: PoolConfig,
     /// Was it said that connections go on without their client's address?
     pub warned_unspoofed: AtomicBool,
+    /// The DNS proxy of all pods, if there is one.
+    pub dns: Option<Arc<Dns>>,
 }
 
 /// One pod on one worker.
@@ -110,7 +115,11 @@ impl Pod {
             removed: Cell::new(false),
             active: Rc::default(),
         });
-        let listeners = listeners.into_tokio()?;
+        let mut listeners = listeners.into_tokio()?;
+        if let (Some(dns), Some(sockets)) = (&shared.dns, listeners.dns.take()) {
+            let upstream = Upstream::new(dns.servers.clone(), pod.netns.clone(), shared.config.tcp, UPSTREAM_LIMIT);
+            dns_server::serve(LocalPod(pod.clone()), dns.clone(), upstream, sockets)?;
+        }
         if let Some(listener) = listeners.outbound {
             pod.accept("outbound", listener, outbound::serve);
         }
@@ -235,6 +244,27 @@ impl Pod {
         downstream.abort();
         upstream.abort();
         ended
+    }
+}
+
+/// A pod as its DNS proxy sees it.
+struct LocalPod(Rc<Pod>);
+
+impl Local for LocalPod {
+    async fn workload(&self) -> Option<(Arc<MeshState>, Arc<Workload>)> {
+        self.0.workload().await.ok()
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let guard = self.0.enter();
+        self.0.shared.tracker.spawn_local(name, async move {
+            task.await;
+            drop(guard);
+        });
+    }
+
+    fn cancel(&self) -> &Cancel {
+        &self.0.cancel
     }
 }
 

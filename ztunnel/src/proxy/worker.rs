@@ -60,7 +60,8 @@ impl Workers {
 
     /// Begins to serve a pod on all workers: all of its listeners stand when this returns, or none.
     pub fn add(&self, uid: &PodUid, info: &WorkloadInfo, netns: &Netns) -> io::Result<()> {
-        let sets = Listeners::open(netns, &self.inner.shared.config, self.inner.senders.len())?;
+        let shared = &self.inner.shared;
+        let sets = Listeners::open(netns, &shared.config, shared.dns.as_deref(), self.inner.senders.len())?;
         let cancel = self.inner.cancel.child();
         for (sender, listeners) in self.inner.senders.iter().zip(sets) {
             send_add(sender, uid, info, netns, listeners, &cancel);

@@ -97,6 +97,7 @@ impl Node {
             server: ServerConfig::default(),
             pool: PoolConfig::default(),
             warned_unspoofed: false.into(),
+            dns: None,
         });
         let workers = Workers::start(workers, shared, metrics.clone(), cancel.clone()).unwrap();
         let control_tasks = Tracker::new();
