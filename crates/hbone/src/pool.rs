@@ -15,6 +15,7 @@ use aquifer_core::reason::Reason;
 use aquifer_runtime::{Cancel, Tracker};
 use guards::{Dial, Lease, Waiting};
 use http::HeaderMap;
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
@@ -43,6 +44,12 @@ pub trait Connect<K>: 'static {
 
     /// Connects.
     fn connect(&self, key: &K) -> impl Future<Output = Result<Self::Io, Self::Error>>;
+
+    /// What each stream shall know of the peer at the other end of its connection; see [`H2Stream::peer`].
+    fn peer(&self, io: &Self::Io) -> Option<Rc<dyn Any>> {
+        let _ = io;
+        None
+    }
 }
 
 /// Settings of a pool.
@@ -164,6 +171,7 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
             match result {
                 Ok((mut stream, headers)) => {
                     stream.attach(granted.lease);
+                    stream.set_peer(granted.peer);
                     return Ok((stream, headers));
                 }
                 Err(e) => {
@@ -230,6 +238,7 @@ struct Conn {
     client: Client,
     /// What the peer allows, as far as known.
     limit: watch::Sender<usize>,
+    peer: Option<Rc<dyn Any>>,
 }
 
 struct Inner<K: Key, C: Connect<K>> {
@@ -245,6 +254,7 @@ struct Granted<K: Key, C: Connect<K>> {
     client: Client,
     lease: Lease<K, C>,
     limit: watch::Receiver<usize>,
+    peer: Option<Rc<dyn Any>>,
     /// Whether the connection stood before the stream was asked for.
     pooled: bool,
 }
@@ -265,11 +275,11 @@ fn now() -> std::time::Instant {
 impl<K: Key, C: Connect<K>> Inner<K, C> {
     fn grant(self: &Rc<Self>, permit: StreamPermit, pooled: bool) -> Option<Granted<K, C>> {
         let state = self.state.borrow();
-        let conn = state.conns.get(&permit.conn()).map(|c| (c.client.clone(), c.limit.subscribe()));
+        let conn = state.conns.get(&permit.conn()).map(|c| (c.client.clone(), c.limit.subscribe(), c.peer.clone()));
         drop(state);
         let lease = Lease { pool: Rc::downgrade(self), permit: Some(permit) };
-        let (client, limit) = conn?;
-        Some(Granted { client, lease, limit, pooled })
+        let (client, limit, peer) = conn?;
+        Some(Granted { client, lease, limit, peer, pooled })
     }
 
     /// Carries out what an event lets happen. Never called with the state borrowed: waking a waiter that is gone
@@ -300,8 +310,9 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
         self.tracker.spawn_local("hbone-connection", async move {
             let connect = tokio::time::timeout(timeout, async {
                 let io = connector.connect(&key).await.map_err(|e| PoolError::Connect(Arc::new(e)))?;
+                let peer = connector.peer(&io);
                 let handshake = client::handshake(io, &config).await;
-                handshake.map_err(|e| PoolError::Handshake(Arc::new(e)))
+                handshake.map(|(client, driver)| (client, driver, peer)).map_err(|e| PoolError::Handshake(Arc::new(e)))
             });
             let connected = tokio::select! {
                 biased;
@@ -309,11 +320,11 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
                 done = connect => done.unwrap_or(Err(PoolError::ConnectTimeout(timeout))),
             };
             drop(connector);
-            let (client, driver) = match connected {
+            let (client, driver, peer) = match connected {
                 Ok(connected) => connected,
                 Err(e) => return dial.failed(e),
             };
-            let Some(conn) = dial.opened(client) else { return };
+            let Some(conn) = dial.opened(client, peer) else { return };
             let run = driver.run_observed(|| conn.observe());
             let ended = tokio::select! {
                 biased;

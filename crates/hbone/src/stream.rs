@@ -6,6 +6,7 @@ use h2::{Reason, RecvStream, SendStream};
 use std::any::Any;
 use std::fmt;
 use std::io::{self, Result};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 /// An established CONNECT stream, client or server side.
@@ -20,16 +21,26 @@ pub struct H2Stream {
     send_done: bool,
     /// What must live exactly as long as the stream: the pool's permit, gauges.
     guards: Vec<Box<dyn Any>>,
+    peer: Option<Rc<dyn Any>>,
 }
 
 impl H2Stream {
     pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send, recv, recv_done: false, reserved: 0, send_done: false, guards: Vec::new() }
+        Self { send, recv, recv_done: false, reserved: 0, send_done: false, guards: Vec::new(), peer: None }
     }
 
     /// Ties `guard` to the stream's life.
     pub fn attach(&mut self, guard: impl Any) {
         self.guards.push(Box::new(guard));
+    }
+
+    /// What the connector said of the peer of this stream's connection.
+    pub fn peer<T: Any>(&self) -> Option<&T> {
+        self.peer.as_ref()?.downcast_ref()
+    }
+
+    pub(crate) fn set_peer(&mut self, peer: Option<Rc<dyn Any>>) {
+        self.peer = peer;
     }
 
     /// Ends the stream at once in both directions. `CANCEL` and `NO_ERROR` read as an orderly end at the peer,

@@ -3,6 +3,7 @@
 use super::admission::{ConnId, StreamPermit, Ticket};
 use super::{Conn, Connect, Inner, Key, PoolError, now};
 use crate::client::Client;
+use std::any::Any;
 use std::rc::{Rc, Weak};
 use tokio::sync::watch;
 
@@ -27,13 +28,13 @@ impl<K: Key, C: Connect<K>> Dial<K, C> {
         }
     }
 
-    pub(super) fn opened(&mut self, client: Client) -> Option<Opened<K, C>> {
+    pub(super) fn opened(&mut self, client: Client, peer: Option<Rc<dyn Any>>) -> Option<Opened<K, C>> {
         let (pool, key) = (self.pool.upgrade()?, self.key.take()?);
         let (conn, actions) = {
             let mut state = pool.state.borrow_mut();
             let allowed = client.max_streams();
             let (conn, actions) = state.admission.opened(&key, allowed, now());
-            state.conns.insert(conn, Conn { client, limit: watch::Sender::new(allowed) });
+            state.conns.insert(conn, Conn { client, limit: watch::Sender::new(allowed), peer });
             (conn, actions)
         };
         pool.start_sweeper();

@@ -56,6 +56,10 @@ impl Connect<u8> for World {
         }
         Ok(self.serve(*key))
     }
+
+    fn peer(&self, _: &DuplexStream) -> Option<Rc<dyn Any>> {
+        Some(Rc::new(format!("dial {}", self.0.dials.get())))
+    }
 }
 
 impl World {
@@ -177,6 +181,9 @@ async fn keys_do_not_share() {
         assert_eq!(world.count(), 2);
         assert_eq!((world.server(0).key, world.server(0).open.get()), (1, 2));
         assert_eq!((world.server(1).key, world.server(1).open.get()), (2, 1));
+        let peers: Vec<_> = held.iter().map(|s| s.peer::<String>().unwrap().as_str()).collect();
+        assert_eq!(peers, ["dial 1", "dial 2", "dial 1"], "each knows its connection's peer");
+        assert!(held[0].peer::<u8>().is_none());
         pool.retire_where(|key| *key == 1);
         assert_eq!(pool.connections(), 1);
         drop(held);
