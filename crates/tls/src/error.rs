@@ -53,6 +53,12 @@ pub fn explain(error: &io::Error) -> String {
     let Some(error) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else {
         return error.to_string();
     };
+    if let Error::InvalidCertificate(invalid) = error
+        && let Some(ours) = VerifyError::of(invalid)
+    {
+        // rustls would show the value that it carries, as a debugger does.
+        return format!("invalid peer certificate: {ours}");
+    }
     let what = match error {
         Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => {
             "the peer offers no key exchange that is allowed here (is COMPLIANCE_POLICY=pqc set on one side only?)"

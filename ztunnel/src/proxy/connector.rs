@@ -48,7 +48,7 @@ pub enum DialError {
     #[error("identity error: {0}")]
     Identity(#[from] CertError),
     /// TLS, or the peer is somebody else.
-    #[error("tls handshake error: {0}")]
+    #[error("tls handshake error: {}", aquifer_tls::explain(.0))]
     Tls(#[source] io::Error),
 }
 

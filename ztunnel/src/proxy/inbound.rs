@@ -76,7 +76,9 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, I
     let tls = tokio::time::timeout(TLS_TIMEOUT, accept)
         .await
         .map_err(|_| Failure::new(Reason::TlsTimeout, "tls handshake timed out"))?
-        .map_err(|e| Failure::new(aquifer_tls::reason_of(&e), format!("tls handshake error: {e}")))?;
+        .map_err(|e| {
+            Failure::new(aquifer_tls::reason_of(&e), format!("tls handshake error: {}", aquifer_tls::explain(&e)))
+        })?;
     // The verifier demands one; to go on without would be to trust nobody in particular.
     let identity = aquifer_tls::peer_identity(tls.get_ref().1)
         .ok_or_else(|| Failure::new(Reason::PeerCertificateInvalid, "peer without a SPIFFE identity"))?;
