@@ -3,11 +3,12 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 # Programs that the lab's pods run and that tests look at the wire with. Nothing else is changed on the machine.
-PACKAGES := mold nftables iproute2 iptables tcpdump conntrack nginx-light redis-server redis-tools wrk curl msmtp-mta openssl procps util-linux dnsmasq-base bind9-dnsutils cmake pkg-config jq
+PACKAGES := gcc libc6-dev make cmake mold ca-certificates nftables iproute2 iptables tcpdump nginx-light redis-server redis-tools wrk curl msmtp-mta openssl procps util-linux dnsmasq-base bind9-dnsutils
 PROFILE ?= demo
-BIN = target/$(PROFILE)
+BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
+export MAKECMDGOALS
 
-.PHONY: help deps build demo test lint fmt deny bench clean lab-up lab-down
+.PHONY: help preflight deps build demo test lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -41,6 +42,5 @@ release: deps ## Build what ships (LTO, one codegen unit).
 clean: ## Remove build output.
 	cargo clean
 
-.PHONY: preflight release
 preflight:
 	@scripts/preflight

@@ -1,8 +1,9 @@
 //! The dependency graph is a promise: docs/architecture.md draws it, this test holds us to it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
 
-use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
 /// The allowed arrows between our crates, and nothing else. `tests` may depend on anything.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -13,10 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("aquifer-xds", &["aquifer-proto", "aquifer-runtime"]),
     ("aquifer-tls", &["aquifer-core", "aquifer-proto", "aquifer-runtime"]),
     ("aquifer-hbone", &["aquifer-core", "aquifer-runtime"]),
-    (
-        "ztunnel",
-        &["aquifer-core", "aquifer-xds", "aquifer-tls", "aquifer-hbone", "aquifer-runtime", "aquifer-proto"],
-    ),
+    ("ztunnel", &["aquifer-core", "aquifer-xds", "aquifer-tls", "aquifer-hbone", "aquifer-runtime", "aquifer-proto"]),
     (
         "aquifer-istiod-lite",
         &["aquifer-core", "aquifer-xds", "aquifer-tls", "aquifer-objects", "aquifer-runtime", "aquifer-proto"],
@@ -71,31 +69,47 @@ fn crates_depend_only_along_the_arrows() {
 #[test]
 fn every_library_of_the_card_is_in_a_shipping_binary() {
     let metadata = metadata();
-    let resolve = metadata.resolve.as_ref().expect("a resolved graph");
-    let names: HashMap<&PackageId, &str> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
-    let edges: HashMap<&PackageId, Vec<&PackageId>> = resolve
-        .nodes
-        .iter()
-        .map(|node| {
-            let normal = node
-                .deps
-                .iter()
-                .filter(|dep| dep.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal))
-                .map(|dep| &dep.pkg);
-            (&node.id, normal.collect())
-        })
-        .collect();
-    let mut reached: HashSet<&PackageId> = HashSet::new();
-    let mut todo: Vec<&PackageId> =
-        metadata.workspace_packages().iter().filter(|p| SHIPPING.contains(&p.name.as_str())).map(|p| &p.id).collect();
-    while let Some(id) = todo.pop() {
-        if reached.insert(id) {
-            todo.extend(edges.get(id).into_iter().flatten().copied());
+    let ours: HashMap<&str, &Package> =
+        metadata.workspace_packages().into_iter().map(|p| (p.name.as_str(), p)).collect();
+    // The crates of ours that a shipping binary is made of.
+    let mut reached: HashSet<&str> = HashSet::new();
+    let mut todo: Vec<&str> = SHIPPING.to_vec();
+    while let Some(name) = todo.pop() {
+        if reached.insert(name) {
+            let normal = ours[name].dependencies.iter().filter(|d| d.kind == DependencyKind::Normal);
+            todo.extend(normal.map(|d| d.name.as_str()).filter(|name| ours.contains_key(name)));
         }
     }
-    let shipped: HashSet<&str> = reached.iter().map(|id| names[id]).collect();
-    let missing: Vec<_> = CARD.iter().filter(|name| !shipped.contains(*name)).collect();
+    // Named in a manifest and in the sources: a library that only others bring along is not used.
+    let used = |library: &str| {
+        let path = format!("{}::", library.replace('-', "_"));
+        reached.iter().any(|name| {
+            let package = ours[name];
+            let direct = package.dependencies.iter().any(|d| d.kind == DependencyKind::Normal && d.name == library);
+            direct
+                && sources(package.manifest_path.parent().expect("a folder").as_std_path())
+                    .any(|text| text.contains(&path))
+        })
+    };
+    let missing: Vec<_> = CARD.iter().filter(|name| !used(name)).collect();
     assert!(missing.is_empty(), "no shipping binary uses: {missing:?}");
+}
+
+/// The texts of all Rust files under a crate's `src`.
+fn sources(package: &Path) -> impl Iterator<Item = String> {
+    let mut folders = vec![package.join("src")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a source folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.into_iter().map(|file| std::fs::read_to_string(file).expect("a readable source"))
 }
 
 #[test]

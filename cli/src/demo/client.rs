@@ -29,7 +29,8 @@ pub(super) async fn get(lab: &Lab, namespace: &str, pod: &str, url: &str) -> Res
     let args = ["curl", "-s", "-m", "5", "-w", "\n%{http_code} %{time_total}", url];
     let output = lab.exec(namespace, pod, &args).await?;
     let (body, report) = output.stdout.rsplit_once('\n').unwrap_or(("", &output.stdout));
-    let (status, took) = report.split_once(' ').with_context(|| format!("curl reported {report:?}: {}", output.stderr))?;
+    let (status, took) =
+        report.split_once(' ').with_context(|| format!("curl reported {report:?}: {}", output.stderr))?;
     Ok(Answer {
         exit: output.code,
         status: status.parse().unwrap_or(0),

@@ -15,11 +15,17 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
     let capture = demo.lab.capture("node1").await?;
     let answer = client::get(&demo.lab, "shop", "orders", "http://payments/").await?;
     let seen = capture.stop().await?;
-    demo.claim(answer.ok() && seen.contains(b"GET / HTTP/1.1"), format!("orders → payments: {}, readable on the wire again", answer.status));
+    demo.claim(
+        answer.ok() && seen.contains(b"GET / HTTP/1.1"),
+        format!("orders → payments: {}, readable on the wire again", answer.status),
+    );
 
     let clean = demo.within(Duration::from_secs(1), async || Ok(leftovers(demo).await?.is_empty())).await?;
     let left = leftovers(demo).await?;
-    demo.claim(clean.is_some() && left.is_empty(), format!("no nftables table, rule or route of ours in any pod {}", left.join(", ")));
+    demo.claim(
+        clean.is_some() && left.is_empty(),
+        format!("no nftables table, rule or route of ours in any pod {}", left.join(", ")),
+    );
     Ok(())
 }
 

@@ -35,6 +35,7 @@ const OUTSIDE: &str = include_str!("../../../examples/shop/20-outside.yaml");
 struct Demo {
     lab: Lab,
     failed: usize,
+    ended: bool,
     plain: Option<Latency>,
     meshed: Option<Latency>,
     costs: Vec<table::Cost>,
@@ -59,9 +60,12 @@ async fn run(keep: bool) -> Result<bool> {
     let lab = Lab::start(options).await?;
     println!("lab `{}`: two nodes in network namespaces, up in {} ms", lab.name(), lab.start_took().as_millis());
     let applying = Instant::now();
-    let mut demo = Demo { lab, failed: 0, plain: None, meshed: None, costs: Vec::new() };
+    let mut demo = Demo { lab, failed: 0, ended: false, plain: None, meshed: None, costs: Vec::new() };
     demo.deploy().await.context("deploying examples/shop")?;
-    println!("examples/shop: nginx as web, orders and payments, redis as cart; ready in {} ms", applying.elapsed().as_millis());
+    println!(
+        "examples/shop: nginx as web, orders and payments, redis as cart; ready in {} ms",
+        applying.elapsed().as_millis()
+    );
 
     demo.step("1 before: plain traffic", before::run).await;
     demo.step("2 the label: traffic rides mTLS HBONE", enrol::run).await;
@@ -100,9 +104,16 @@ impl Demo {
 
     /// Runs one step; what keeps it from going on counts as a failure and is told.
     async fn step(&mut self, title: &str, run: impl AsyncFnOnce(&mut Self) -> Result<()>) {
+        if self.ended {
+            return;
+        }
         println!("\n{title}");
         if let Err(error) = run(self).await {
             self.claim(false, format!("the step could not go on: {error:#}"));
+            self.ended = self.lab.status().await.is_err();
+            if self.ended {
+                println!("  the lab ended: the steps that follow are left out");
+            }
         }
     }
 
@@ -113,7 +124,11 @@ impl Demo {
     }
 
     /// Waits until `condition` holds or five times `bound` has passed; returns how long it took, if it came true.
-    async fn within(&self, bound: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<Option<Duration>> {
+    async fn within(
+        &self,
+        bound: Duration,
+        mut condition: impl AsyncFnMut() -> Result<bool>,
+    ) -> Result<Option<Duration>> {
         let begin = Instant::now();
         while begin.elapsed() < bound * 5 {
             if condition().await? {
@@ -128,7 +143,8 @@ impl Demo {
     async fn access_lines(&self, node: &str, from: usize, texts: &[&str]) -> Result<Vec<String>> {
         let log = self.lab.component_logs(&Component::ztunnel(node)).await?;
         let new = log.get(from..).unwrap_or_default();
-        let lines = new.lines().filter(|line| line.contains("\taccess\t") && texts.iter().all(|text| line.contains(text)));
+        let lines =
+            new.lines().filter(|line| line.contains("\taccess\t") && texts.iter().all(|text| line.contains(text)));
         Ok(lines.map(str::to_owned).collect())
     }
 
@@ -139,13 +155,24 @@ impl Demo {
 }
 
 fn print_commands(lab: &str) {
-    println!(
-        "\nThe lab stays up. Try:\n\
-         \x20 aquifer lab --name {lab} status\n\
-         \x20 aquifer lab --name {lab} exec -n shop deploy/orders -- curl -s http://payments/\n\
-         \x20 aquifer lab --name {lab} apply -f examples/shop/policies/payments-only-from-orders.yaml\n\
-         \x20 aquifer lab --name {lab} delete -f examples/shop/policies/payments-only-from-orders.yaml\n\
-         \x20 aquifer lab --name {lab} logs ztunnel -n node2\n\
-         \x20 aquifer lab --name {lab} down"
-    );
+    let program = std::env::current_exe().map_or_else(|_| "aquifer".to_owned(), |path| path.display().to_string());
+    println!("\nThe lab stays up. Try:");
+    commands(lab).iter().for_each(|command| println!("  {program} {command}"));
+}
+
+/// What a person may try with a lab that stays up.
+fn commands(lab: &str) -> Vec<String> {
+    [
+        "status",
+        "exec -n shop deploy/orders -- curl -s http://payments/",
+        "label namespace shop istio.io/dataplane-mode=ambient",
+        "apply -f examples/shop/policies/payments-only-from-orders.yaml",
+        "exec -n shop deploy/web -- curl -sv http://payments/",
+        "delete -f examples/shop/policies/payments-only-from-orders.yaml",
+        "logs ztunnel --node node2",
+        "down",
+    ]
+    .iter()
+    .map(|command| format!("lab --name {lab} {command}"))
+    .collect()
 }

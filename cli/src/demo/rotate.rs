@@ -57,7 +57,10 @@ async fn replacement(demo: &mut Demo) -> Result<()> {
     let answers = open.ask("PING\r\n", "PONG").await.is_ok();
     demo.claim(
         old_pid != new_pid && answers,
-        format!("{old} replaced under load in {} ms; the connection that was open still answers", begin.elapsed().as_millis()),
+        format!(
+            "{old} replaced under load in {} ms; the connection that was open still answers",
+            begin.elapsed().as_millis()
+        ),
     );
     drop(open);
     let deadline: u64 = DRAIN_SECONDS.parse().unwrap_or(15);
@@ -72,11 +75,19 @@ async fn replacement(demo: &mut Demo) -> Result<()> {
     let report = load.stop().await?;
     demo.claim(
         report.failed() == 0,
-        format!("new connections: {} of {} requests failed {}", report.failed(), report.total(), report.first_failure()),
+        format!(
+            "new connections: {} of {} requests failed {}",
+            report.failed(),
+            report.total(),
+            report.first_failure()
+        ),
     );
     demo.claim(
         gone.is_some(),
-        format!("the old process ended {} after its connections did (deadline {DRAIN_SECONDS} s)", gone.map_or("NOT".into(), |took| format!("{} ms", took.as_millis()))),
+        format!(
+            "the old process ended {} after its connections did (deadline {DRAIN_SECONDS} s)",
+            gone.map_or("NOT".into(), |took| format!("{} ms", took.as_millis()))
+        ),
     );
     Ok(())
 }

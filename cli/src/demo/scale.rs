@@ -12,15 +12,24 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
     demo.lab.scale("shop", "payments", 3).await?;
     let pods = demo.lab.wait_ready("shop", "payments", 3).await?;
     demo.lab.wait_enrolled("shop", true).await?;
-    let all = demo.within(Duration::from_secs(2), async || Ok(spread(&demo.lab, 30).await?.len() == pods.len())).await?;
+    let all =
+        demo.within(Duration::from_secs(2), async || Ok(spread(&demo.lab, 30).await?.len() == pods.len())).await?;
     let counts = spread(&demo.lab, 60).await?;
     let shares: Vec<String> = counts.values().map(ToString::to_string).collect();
-    demo.claim(all.is_some() && counts.len() == 3, format!("60 connections spread over {} pods: {}", counts.len(), shares.join(" + ")));
+    demo.claim(
+        all.is_some() && counts.len() == 3,
+        format!("60 connections spread over {} pods: {}", counts.len(), shares.join(" + ")),
+    );
 
     let report = delete_under_load(&demo.lab).await?;
     demo.claim(
         report.failed() == 0 && report.answered() > 0,
-        format!("one payments pod deleted under load: {} of {} requests failed {}", report.failed(), report.total(), report.first_failure()),
+        format!(
+            "one payments pod deleted under load: {} of {} requests failed {}",
+            report.failed(),
+            report.total(),
+            report.first_failure()
+        ),
     );
     let control = control().await?;
     demo.claim(
@@ -54,7 +63,8 @@ async fn delete_under_load(lab: &Lab) -> Result<LoadReport> {
         let what = format!("{} gone and replaced", victim.name);
         lab.wait_status(&what, Duration::from_secs(30), |status| {
             let gone = status.pods.iter().all(|pod| pod.uid != victim.uid);
-            let ready = status.pods.iter().filter(|pod| pod.deployment.as_deref() == Some("payments") && pod.ready).count();
+            let ready =
+                status.pods.iter().filter(|pod| pod.deployment.as_deref() == Some("payments") && pod.ready).count();
             (gone && ready == 3).then_some(())
         })
         .await?;
