@@ -14,7 +14,7 @@ use aquifer_core::state::Update;
 use aquifer_hbone::HboneRequest;
 use aquifer_proto::security::Action;
 use aquifer_runtime::cancel::{Drained, shutdown};
-use aquifer_tls::IdentityConfigs;
+use aquifer_tls::{IdentityConfigs, TlsOptions};
 use support::net::{TestPod, Wire};
 use support::node::{Node, TestCa, policy, service, update, workload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -114,6 +114,20 @@ async fn refusal(stream: &mut TcpStream) -> ErrorKind {
     within("refusal", stream.read(&mut byte)).await.map_or_else(|e| e.kind(), |n| panic!("read {n}: {byte:?}"))
 }
 
+/// Waits until a refusal shows on the node's metrics page.
+async fn shows(node: &Node, text: &str) {
+    let page = within(text, async {
+        loop {
+            let page = node.page();
+            if page.contains(text) {
+                return page;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    page.await;
+}
+
 /// Polls until `check` holds.
 async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
     within(what, async {
@@ -146,7 +160,9 @@ async fn bytes_ride_hbone_under_the_clients_own_address() {
             stream.shutdown().await.unwrap();
             let mut rest = Vec::new();
             within("end", stream.read_to_end(&mut rest)).await.unwrap();
-            eventually("closed", || async { c.node2.connections().await.is_empty() }).await;
+            for node in [&c.node1, &c.node2] {
+                eventually("closed", || async { node.connections().await.is_empty() }).await;
+            }
         }
         for (node, reporter) in [(&c.node1, "source"), (&c.node2, "destination")] {
             let page = node.page();
@@ -224,12 +240,11 @@ async fn plain_neighbours_are_served_both_ways_until_a_policy_forbids() {
     assert_eq!(refused(&c.plain, c.at(8080)).await, ErrorKind::ConnectionReset);
     let mut meshed = c.client.connect(c.at(8080)).await.unwrap();
     assert_eq!(within("line", line(&mut meshed)).await.unwrap(), c.client.v4.to_string());
-    let page = c.node2.page();
     for expect in [
         r#"aquifer_connections_refused_total{reason="policy_denied",policy="shop/strict",reporter="destination"} 1"#,
         r#"aquifer_connections_refused_total{reason="policy_changed",policy="shop/strict",reporter="destination"} 1"#,
     ] {
-        assert!(page.contains(expect), "{page}");
+        shows(&c.node2, expect).await;
     }
 }
 
@@ -253,7 +268,7 @@ async fn a_policy_cuts_open_connections_within_a_second_and_names_itself() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(refused(&c.client, c.at(8080)).await, ErrorKind::ConnectionReset);
     let expect = r#"reason="policy_not_allowed",policy="shop/only-web",reporter="destination"} 1"#;
-    assert!(c.node2.page().contains(expect), "{}", c.node2.page());
+    shows(&c.node2, expect).await;
     c.publish(&[Update::RemovePolicy("shop/only-web".into())]);
     let mut stream = c.client.connect(c.at(8080)).await.unwrap();
     within("line", line(&mut stream)).await.unwrap();
@@ -275,11 +290,10 @@ async fn clients_see_refusals_as_resets() {
     ill.status = aquifer_proto::workload::WorkloadStatus::Unhealthy as i32;
     c.publish(&[update(ill)]);
     assert_eq!(refused(&c.client, ([198, 19, 0, 2], 80).into()).await, ErrorKind::ConnectionReset);
-    let page = c.node1.page();
     for reason in ["peer_refused", "connect_refused", "no_healthy_upstream"] {
-        assert!(page.contains(&format!("reason=\"{reason}\"")), "{reason}: {page}");
+        shows(&c.node1, &format!("reason=\"{reason}\"")).await;
     }
-    assert!(c.node2.page().contains(r#"reason="illegal_port""#));
+    shows(&c.node2, r#"reason="illegal_port""#).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -310,7 +324,7 @@ async fn a_pod_that_leaves_is_cut_at_once_and_can_come_back() {
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     // Nobody listens on 15008 any more.
     assert_eq!(refused(&c.client, c.at(8080)).await, ErrorKind::ConnectionReset);
-    assert!(c.node1.page().contains(r#"reason="hbone_refused""#), "{}", c.node1.page());
+    shows(&c.node1, r#"reason="hbone_refused""#).await;
     c.node2.enrol(&c.server, "server");
     let mut stream = c.client.connect(c.at(8080)).await.unwrap();
     within("line", line(&mut stream)).await.unwrap();
@@ -359,21 +373,22 @@ async fn hostile(c: &Cluster, ca: &TestCa, identity: &str, authority: &str) -> R
     let identity: Identity = identity.parse().unwrap();
     // Trusts the cluster's CA whatever it shows itself, so that only the server's opinion counts.
     let trusting = c.ca.issue(&identity);
-    let shown = IdentityConfigs::new(identity.clone(), ca.issue(&identity), 1).unwrap();
+    let options = TlsOptions::default();
+    let shown = IdentityConfigs::new(identity.clone(), ca.issue(&identity), 1, &options).unwrap();
     let expect = [Identity::new("cluster.local", "shop", "server")];
-    let mut config = (*IdentityConfigs::new(identity, trusting, 1).unwrap().client_config(&expect)).clone();
+    let mut config = (*IdentityConfigs::new(identity, trusting, 1, &options).unwrap().client_config(&expect)).clone();
     config.client_auth_cert_resolver = shown.client_config(&expect).client_auth_cert_resolver.clone();
     let tcp = c.plain.connect(c.at(15008)).await.map_err(|e| e.to_string())?;
     let name = rustls::pki_types::ServerName::IpAddress(c.server.v4.into());
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| e.to_string())?;
     let client_config = aquifer_hbone::ClientConfig::default();
     let (client, driver) = aquifer_hbone::client::handshake(tls, &client_config).await.map_err(|e| e.to_string())?;
-    let driver = spawn(async move {
-        let _ = driver.run().await;
-    });
     let request = HboneRequest { authority: authority.into(), headers: Default::default() };
-    let answer = client.connect(&request).await;
-    driver.abort();
+    let answer = tokio::select! {
+        biased; // The answer may come with the end of the connection.
+        answer = client.connect(&request) => answer,
+        ended = driver.run() => return Err(format!("{ended:?}")),
+    };
     match answer {
         Ok(_) => Ok(200),
         Err(aquifer_hbone::ConnectError::Status { status, .. }) => Ok(status.as_u16()),
@@ -417,8 +432,7 @@ async fn hostile_peers_get_nowhere() {
     let mut rest = Vec::new();
     let _ = within("end", stream.read_to_end(&mut rest)).await;
     for reason in ["peer_certificate_invalid", "destination_mismatch", "service_unknown", "tls_failed"] {
-        let label = format!("reason=\"{reason}\"");
-        eventually(reason, || async { c.node2.page().contains(&label) }).await;
+        shows(&c.node2, &format!("reason=\"{reason}\"")).await;
     }
     assert_eq!(c.node2.tracker.panics(), 0);
 }

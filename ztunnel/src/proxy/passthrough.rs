@@ -71,6 +71,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
             Err(failure)
         }
     };
-    drop(client);
     record.finish(outcome.as_ref().copied());
+    // Closed last: who looks for the line once the client has seen the end finds it.
+    drop(client);
 }
