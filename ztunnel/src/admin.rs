@@ -128,7 +128,7 @@ fn version() -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "gitRevision": option_env!("GIT_REVISION").unwrap_or("unknown"),
         "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
-        "cryptoProvider": "tls-aws-lc",
+        "cryptoProvider": aquifer_tls::provider::NAME,
         "component": "aquifer",
     })
 }

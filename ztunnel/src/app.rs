@@ -20,7 +20,7 @@ use aquifer_runtime::readiness::Readiness;
 use aquifer_runtime::signals::Signals;
 use aquifer_runtime::telemetry::LogLevel;
 use aquifer_runtime::{Cancel, Tracker};
-use aquifer_tls::{CertManager, IstioCaClient};
+use aquifer_tls::{CertManager, CrlFiles, IstioCaClient, Revocations, TlsOptions};
 use aquifer_xds::client::driver as xds_driver;
 use aquifer_xds::client::metrics::ClientMetrics;
 use tokio::sync::{Notify, mpsc, watch};
@@ -55,7 +55,15 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     data_tasks.register(&mut registry);
     control_tasks.register(registry.sub_registry_with_prefix("control"));
 
-    let certs = CertManager::new();
+    let revocations = Revocations::new();
+    if let Some(path) = &config.tls.crl {
+        let mut files = CrlFiles::new(path, revocations.clone());
+        // Before anybody shakes hands.
+        files.poll();
+        control_tasks.spawn("revocation-lists", files.run(control.clone()));
+    }
+    let options = TlsOptions { policy: config.tls.policy, revocations: revocations.clone() };
+    let certs = CertManager::with_options(options);
     let identities = Identities::new(&config.node.name, certs.clone());
     let (writer, state) = store::store();
     let (published, published_rx) = watch::channel(0);
@@ -84,6 +92,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     });
     let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
     judge_again(changes_rx, workers.clone(), &control_tasks);
+    cut_the_revoked(&revocations, workers.clone(), &control_tasks);
     // From here on each pod that is added gets its listeners before it is acknowledged.
     drop(dns_block);
 
@@ -204,6 +213,19 @@ fn judge_again(mut changes: mpsc::UnboundedReceiver<Change>, workers: Workers, t
             let cut = workers.mesh_changed(change.policies).await;
             if cut > 0 {
                 tracing::info!(connections = cut, "cut by a change of policy");
+            }
+        }
+    });
+}
+
+/// Asks about the peers of all open connections whenever the revocation lists change.
+fn cut_the_revoked(revocations: &Revocations, workers: Workers, tasks: &Tracker) {
+    let mut changes = revocations.subscribe();
+    tasks.spawn("cut-the-revoked", async move {
+        while changes.changed().await.is_ok() {
+            let cut = workers.revocations_changed().await;
+            if cut > 0 {
+                tracing::info!(connections = cut, "cut: their peers' certificates are revoked");
             }
         }
     });

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use aquifer_core::identity::Identity;
 use aquifer_runtime::telemetry;
+use aquifer_tls::TlsPolicy;
 
 use crate::dns::Listen;
 use crate::inpod::zds::WorkloadInfo;
@@ -32,6 +33,8 @@ pub struct Config {
     pub xds: Xds,
     /// The source of certificates; `None` when switched off.
     pub ca: Option<Ca>,
+    /// TLS in the mesh, and towards the control plane.
+    pub tls: Tls,
     /// Connections.
     pub proxy: Proxy,
     /// The DNS proxy's listeners; `None` when switched off.
@@ -134,6 +137,15 @@ pub struct Ca {
     pub headers: BTreeMap<String, String>,
     /// Validity that we ask for.
     pub ttl: Duration,
+}
+
+/// What is spoken and who is trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// `COMPLIANCE_POLICY`, `TLS12_ENABLED`.
+    pub policy: TlsPolicy,
+    /// `CRL_PATH`: a file or a folder.
+    pub crl: Option<PathBuf>,
 }
 
 /// Connections.

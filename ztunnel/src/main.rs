@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] | ["proxy"] | ["proxy", _] => {}
         ["--version" | "-V" | "version"] => {
-            println!("ztunnel {} (aquifer)", env!("CARGO_PKG_VERSION"));
+            println!("ztunnel {} (aquifer), crypto provider {}", env!("CARGO_PKG_VERSION"), aquifer_tls::provider::NAME);
             return ExitCode::SUCCESS;
         }
         _ => {
@@ -43,6 +43,7 @@ fn start() -> anyhow::Result<()> {
     };
     let config = Config::read(&ProcessEnv, &around)?;
     let telemetry = telemetry::init(&config.log)?;
+    aquifer_tls::provider::install(config.tls.policy);
     let level = telemetry.level.clone();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.workers, node = config.node.name, "ztunnel");
     if let Err(error) = raise_descriptor_limit() {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use aquifer_runtime::env::{ConfigErrors, Env, Vars};
 use aquifer_runtime::telemetry;
+use aquifer_tls::provider::{PolicyError, TlsPolicy};
 use serde::Deserialize;
 
-use super::{Ca, Config, MESH_FILE, Node, Ports, Proxy, RootCert, Surroundings, Token, Xds};
+use super::{Ca, Config, MESH_FILE, Node, Ports, Proxy, RootCert, Surroundings, Tls, Token, Xds};
 use crate::dns::{self, Listen};
 use crate::inpod::zds::WorkloadInfo;
 use crate::socket::{Keepalive, OriginalSource, TcpOptions};
@@ -24,9 +25,6 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("LOCAL_XDS_PATH", ""),
     ("LOCAL_XDS", ""),
     ("FAKE_CA", "false"),
-    ("TLS12_ENABLED", "false"),
-    ("COMPLIANCE_POLICY", ""),
-    ("CRL_PATH", ""),
     ("ENABLE_PROXY", "true"),
     ("LOCALHOST_APP_TUNNEL", "true"),
     ("INPOD_ENABLED", "true"),
@@ -102,6 +100,7 @@ impl Config {
             log: telemetry::Settings::from_vars(&mut vars),
             xds,
             ca,
+            tls: tls(&mut vars),
             inpod_uds: vars.string_or("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
             ports: Ports {
                 admin: file.proxy_admin_port.unwrap_or(15000),
@@ -214,6 +213,20 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
         authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
     }
+}
+
+fn tls(vars: &mut Vars<'_>) -> Tls {
+    let tls12 = vars.bool("TLS12_ENABLED", false);
+    let policy = TlsPolicy::from_settings(&vars.string_or("COMPLIANCE_POLICY", ""), tls12);
+    let policy = policy.unwrap_or_else(|error| {
+        let key = match error {
+            PolicyError::Unknown(_) => "COMPLIANCE_POLICY",
+            PolicyError::Tls12WithPostQuantum => "TLS12_ENABLED",
+        };
+        vars.error(key, error.to_string());
+        TlsPolicy::default()
+    });
+    Tls { policy, crl: non_empty(vars, "CRL_PATH").map(Into::into) }
 }
 
 /// On unless `ISTIO_META_DNS_CAPTURE` is set to something else than `true`.

@@ -6,9 +6,8 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable};
 
 use super::resolve::{Family, Known};
 
@@ -20,6 +19,12 @@ const SMALLEST_LIMIT: u16 = 512;
 
 /// The most that fits into an IPv4 datagram.
 const LARGEST_DATAGRAM: u16 = 65_507;
+
+/// Where a message counts its records, and where its question begins (RFC 1035, 4.1.1).
+const ANSWERS: std::ops::Range<usize> = 6..8;
+const ADDITIONALS: std::ops::Range<usize> = 10..12;
+const POINTER: u16 = 0xc000;
+const QUESTION_NAME: u16 = POINTER | 12;
 
 /// How a query came, and goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,24 +116,34 @@ impl Question {
     }
 
     /// The answer that the mesh knows.
+    ///
+    /// Records are written by hand: each names its owner by a pointer (RFC 1035, 4.1.4), which the library does for the
+    /// first names only, and a large headless service would not fit.
     #[must_use]
     pub fn answer(&self, known: &Known) -> Vec<u8> {
-        let mut message = self.reply(ResponseCode::NoError);
-        message.metadata.authoritative = true;
-        let mut owner = self.query.name().clone();
-        let canonical = known.canonical.as_ref().and_then(|name| Name::from_ascii(format!("{name}.")).ok());
-        if let Some(canonical) = canonical {
-            message.answers.push(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(canonical.clone()))));
-            owner = canonical;
+        let mut message = self.authoritative();
+        let edns = message.edns.take();
+        let mut bytes = encode(&message);
+        let mut owner = QUESTION_NAME;
+        let mut records = 0_u16;
+        if let Some(name) = known.canonical.as_deref().and_then(wire_name) {
+            let at = record(&mut bytes, owner, RecordType::CNAME, &name);
+            owner = POINTER | at;
+            records += 1;
         }
-        message.answers.extend(known.addresses.iter().map(|ip| {
-            let data = match ip {
-                IpAddr::V4(ip) => RData::A(A(*ip)),
-                IpAddr::V6(ip) => RData::AAAA(AAAA(*ip)),
+        for ip in &known.addresses {
+            match ip {
+                IpAddr::V4(ip) => record(&mut bytes, owner, RecordType::A, &ip.octets()),
+                IpAddr::V6(ip) => record(&mut bytes, owner, RecordType::AAAA, &ip.octets()),
             };
-            Record::from_rdata(owner.clone(), TTL, data)
-        }));
-        self.fitted(message)
+            records += 1;
+        }
+        bytes[ANSWERS].copy_from_slice(&records.to_be_bytes());
+        if let Some(edns) = edns.as_ref().and_then(|edns| Record::from(edns).to_bytes().ok()) {
+            bytes.extend(edns);
+            bytes[ADDITIONALS].copy_from_slice(&1_u16.to_be_bytes());
+        }
+        if bytes.len() <= usize::from(self.limit()) { bytes } else { self.cut(self.authoritative()) }
     }
 
     /// An answer that is none.
@@ -192,14 +207,14 @@ impl Question {
         message
     }
 
-    fn fitted(&self, message: Message) -> Vec<u8> {
-        let bytes = encode(&message);
-        if bytes.len() <= usize::from(self.limit()) { bytes } else { self.cut(message) }
+    fn authoritative(&self) -> Message {
+        let mut message = self.reply(ResponseCode::NoError);
+        message.metadata.authoritative = true;
+        message
     }
 
     /// Nothing but the mark that there is more: clients ask again over TCP.
     fn cut(&self, mut message: Message) -> Vec<u8> {
-        message.answers.clear();
         message.metadata.truncation = true;
         encode(&message)
     }
@@ -238,6 +253,30 @@ fn encode(message: &Message) -> Vec<u8> {
         tracing::error!(%error, "DNS answer cannot be encoded");
         Vec::new()
     })
+}
+
+/// Adds a record, and says where its data begins.
+fn record(bytes: &mut Vec<u8>, owner: u16, kind: RecordType, data: &[u8]) -> u16 {
+    bytes.extend(owner.to_be_bytes());
+    bytes.extend(u16::from(kind).to_be_bytes());
+    bytes.extend(u16::from(DNSClass::IN).to_be_bytes());
+    bytes.extend(TTL.to_be_bytes());
+    bytes.extend((data.len() as u16).to_be_bytes());
+    let at = bytes.len() as u16;
+    bytes.extend(data);
+    at
+}
+
+/// A name as a message holds it, uncompressed.
+fn wire_name(name: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(name.len() + 2);
+    for label in name.split('.') {
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        bytes.push(length);
+        bytes.extend(label.bytes());
+    }
+    bytes.push(0);
+    (bytes.len() <= 255).then_some(bytes)
 }
 
 /// A name as text in lower case without the final dot, if it can be a host's at all.

@@ -301,3 +301,7 @@ fn take_frame(buffer: &mut BytesMut) -> Option<BytesMut> {
     buffer.advance(2);
     Some(buffer.split_to(length))
 }
+
+#[cfg(test)]
+#[path = "server/tests.rs"]
+mod tests;

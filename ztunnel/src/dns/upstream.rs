@@ -19,11 +19,22 @@ use super::message::{Question, Transport, is_failure, set_id};
 use crate::inpod::netns::Netns;
 use crate::socket::{self, TcpOptions};
 
-/// When a query is sent again, to the next server; the earlier tries stay open.
-const AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
+/// How long is waited for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// When a query is sent again, to the next server; the earlier tries stay open.
+    pub again: [Duration; 3],
+    /// Then whoever asks has given up.
+    pub deadline: Duration,
+}
 
-/// Then whoever asks has given up: the C library does after five seconds.
-const DEADLINE: Duration = Duration::from_secs(5);
+impl Default for Timing {
+    /// The C library gives up after five seconds.
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { again: [seconds(1), seconds(2), seconds(3)], deadline: seconds(5) }
+    }
+}
 
 /// Longest message.
 const LARGEST: usize = 65_535;
@@ -52,13 +63,20 @@ pub struct Upstream {
     netns: Netns,
     options: TcpOptions,
     open: Semaphore,
+    timing: Timing,
 }
 
 impl Upstream {
     /// At most `limit` questions are on their way at once.
     #[must_use]
     pub fn new(servers: Vec<SocketAddr>, netns: Netns, options: TcpOptions, limit: usize) -> Self {
-        Self { servers, netns, options, open: Semaphore::new(limit) }
+        Self { servers, netns, options, open: Semaphore::new(limit), timing: Timing::default() }
+    }
+
+    /// With other times.
+    #[must_use]
+    pub fn with_timing(self, timing: Timing) -> Self {
+        Self { timing, ..self }
     }
 
     /// Asks what `query` asks, by the transport that it came by. The answer's id is anything.
@@ -67,7 +85,7 @@ impl Upstream {
             return Err(UpstreamError::NoServers);
         }
         let _permit = self.open.try_acquire().map_err(|_| UpstreamError::Busy)?;
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.timing.deadline;
         let asked = async {
             match question.transport() {
                 Transport::Udp => self.by_datagrams(question, query).await,
@@ -82,7 +100,7 @@ impl Upstream {
         let begin = Instant::now();
         let mut open = FuturesUnordered::new();
         // Every server is tried, and a single one more than once.
-        let tries = self.servers.len().max(AGAIN.len() + 1);
+        let tries = self.servers.len().max(self.timing.again.len() + 1);
         let mut servers = self.servers.iter().cycle().take(tries).copied();
         let mut started = 0;
         let mut failed = UpstreamError::Timeout;
@@ -95,7 +113,7 @@ impl Upstream {
                     if refusal.is_some() {
                         return refusal.ok_or(failed);
                     }
-                    sleep_until(begin + again(started)).await;
+                    sleep_until(begin + self.again(started)).await;
                 }
                 started += 1;
                 open.push(self.datagram(server, question, query));
@@ -107,7 +125,7 @@ impl Upstream {
                     Ok(answer) => return Ok(answer),
                     Err(error) => failed = error.into(),
                 },
-                () = sleep_until(begin + again(started)), if started < tries => {
+                () = sleep_until(begin + self.again(started)), if started < tries => {
                     if let Some(server) = servers.next() {
                         started += 1;
                         open.push(self.datagram(server, question, query));
@@ -115,6 +133,11 @@ impl Upstream {
                 }
             }
         }
+    }
+
+    /// When the next try is due after so many.
+    fn again(&self, started: usize) -> Duration {
+        self.timing.again.get(started.saturating_sub(1)).copied().unwrap_or(self.timing.deadline)
     }
 
     async fn datagram(&self, server: SocketAddr, question: &Question, query: &[u8]) -> io::Result<Vec<u8>> {
@@ -136,7 +159,7 @@ impl Upstream {
 
     /// One server after the other.
     async fn by_connections(&self, question: &Question, query: &[u8]) -> Result<Vec<u8>, UpstreamError> {
-        let share = DEADLINE / u32::try_from(self.servers.len()).unwrap_or(1);
+        let share = self.timing.deadline / u32::try_from(self.servers.len()).unwrap_or(1);
         let mut failed = UpstreamError::Timeout;
         let mut refusal = None;
         for server in &self.servers {
@@ -174,10 +197,6 @@ pub fn framed(message: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(message);
     frame
-}
-
-fn again(started: usize) -> Duration {
-    AGAIN.get(started.saturating_sub(1)).copied().unwrap_or(DEADLINE)
 }
 
 fn under_new_id(query: &[u8]) -> (u16, Vec<u8>) {

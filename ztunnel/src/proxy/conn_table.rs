@@ -13,6 +13,8 @@ use aquifer_core::authz::{self, Connection};
 use aquifer_core::reason::Reason;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
+use aquifer_runtime::Cancel;
+use aquifer_tls::{PeerCertificate, Revocations};
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -30,6 +32,7 @@ pub struct ConnTable {
 struct Inner {
     next: u64,
     entries: BTreeMap<u64, Entry>,
+    tunnels: BTreeMap<u64, Tunnel>,
 }
 
 #[derive(Debug)]
@@ -38,8 +41,17 @@ struct Entry {
     view: View,
     /// What an inbound connection is judged by. The outbound side judges nothing.
     judged: Option<Connection>,
+    /// What the peer showed, where there is mTLS.
+    certificate: Option<Arc<PeerCertificate>>,
     cut: Rc<Cut>,
     traffic: Option<Rc<Traffic>>,
+}
+
+/// An accepted mTLS connection, which may carry connections or none.
+#[derive(Debug)]
+struct Tunnel {
+    certificate: Arc<PeerCertificate>,
+    cancel: Cancel,
 }
 
 #[derive(Debug, Default)]
@@ -90,8 +102,34 @@ impl ConnTable {
         let id = inner.next;
         inner.next += 1;
         let cut = Rc::new(Cut::default());
-        inner.entries.insert(id, Entry { pod: pod.clone(), view, judged, cut: cut.clone(), traffic: None });
+        inner.entries.insert(id, Entry { pod: pod.clone(), view, judged, certificate: None, cut: cut.clone(), traffic: None });
         Guard { table: self.clone(), id, cut }
+    }
+
+    /// Registers an accepted tunnel: `cancel` is forced once the certificate is revoked.
+    #[must_use]
+    pub fn open_tunnel(&self, certificate: Arc<PeerCertificate>, cancel: Cancel) -> TunnelGuard {
+        let mut inner = self.inner.borrow_mut();
+        let id = inner.next;
+        inner.next += 1;
+        inner.tunnels.insert(id, Tunnel { certificate, cancel });
+        TunnelGuard { table: self.clone(), id }
+    }
+
+    /// Cuts all connections, in both directions, and all tunnels whose peer is revoked. Returns how many connections.
+    pub fn cut_revoked(&self, revocations: &Revocations) -> usize {
+        let inner = self.inner.borrow();
+        let mut cuts = 0;
+        for entry in inner.entries.values() {
+            if entry.certificate.as_ref().is_some_and(|c| revocations.is_revoked(c)) {
+                cuts += usize::from(entry.cut.cut(revoked()));
+            }
+        }
+        // After their connections, which are to say why they ended.
+        for tunnel in inner.tunnels.values().filter(|t| revocations.is_revoked(&t.certificate)) {
+            tunnel.cancel.force();
+        }
+        cuts
     }
 
     /// Judges all inbound connections by a new state and cuts those that it doesn't allow. Returns how many.
@@ -162,6 +200,10 @@ fn judges_differ(a: &Workload, b: &Workload) -> bool {
     a.authorization_policies != b.authorization_policies || a.namespace != b.namespace
 }
 
+fn revoked() -> Failure {
+    Failure::new(Reason::CertificateRevoked, "connection closed: the peer's certificate is revoked")
+}
+
 impl Cut {
     fn cut(&self, failure: Failure) -> bool {
         let mut held = self.failure.borrow_mut();
@@ -192,6 +234,16 @@ impl Guard {
         verdict::check(state, &judged.destination, &verdict)
     }
 
+    /// Ties the connection to what its peer showed, and refuses it if that is revoked. From now on it is cut when it
+    /// becomes so.
+    pub fn bind(&self, certificate: Arc<PeerCertificate>, revocations: &Revocations) -> Result<(), Failure> {
+        if let Some(entry) = self.table.inner.borrow_mut().entries.get_mut(&self.id) {
+            entry.certificate = Some(certificate.clone());
+        }
+        // Bound first, asked second: lists that change in between come back as a cut.
+        if revocations.is_revoked(&certificate) { Err(revoked()) } else { Ok(()) }
+    }
+
     /// Has its traffic show in the metrics while it runs.
     pub fn count(&self, traffic: Rc<Traffic>) {
         if let Some(entry) = self.table.inner.borrow_mut().entries.get_mut(&self.id) {
@@ -213,6 +265,19 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.table.inner.borrow_mut().entries.remove(&self.id);
+    }
+}
+
+/// A registered tunnel; it leaves the table when this is dropped.
+#[derive(Debug)]
+pub struct TunnelGuard {
+    table: ConnTable,
+    id: u64,
+}
+
+impl Drop for TunnelGuard {
+    fn drop(&mut self) {
+        self.table.inner.borrow_mut().tunnels.remove(&self.id);
     }
 }
 

@@ -25,6 +25,7 @@ enum Command {
     Add { uid: PodUid, info: WorkloadInfo, netns: Netns, listeners: Listeners, cancel: Cancel },
     Remove { uid: PodUid, done: oneshot::Sender<()> },
     MeshChanged { policies: bool, done: oneshot::Sender<usize> },
+    RevocationsChanged { done: oneshot::Sender<usize> },
     Dump { reply: oneshot::Sender<BTreeMap<PodUid, Connections>> },
 }
 
@@ -89,6 +90,12 @@ impl Workers {
         let cut = self.ask(|done| Command::MeshChanged { policies, done }).await.into_iter().sum();
         self.inner.metrics.policy_cuts(cut);
         cut
+    }
+
+    /// Cuts the connections whose peers' certificates the revocation lists name now; returns when every worker has, and
+    /// how many there were.
+    pub async fn revocations_changed(&self) -> usize {
+        self.ask(|done| Command::RevocationsChanged { done }).await.into_iter().sum()
     }
 
     /// All connections by pod.
@@ -214,6 +221,12 @@ impl Worker {
             Command::MeshChanged { policies, done } => {
                 let state = self.shared.state.load();
                 let _ = done.send(self.table.reauthorize(&state, policies));
+            }
+            Command::RevocationsChanged { done } => {
+                let cut = self.table.cut_revoked(self.shared.certs.revocations());
+                // A pooled connection may be to a peer that is revoked now: the next stream shakes hands anew.
+                self.pods.values().for_each(|pod| pod.pool.retire_where(|_| true));
+                let _ = done.send(cut);
             }
             Command::Dump { reply } => {
                 let _ = reply.send(self.table.dump());

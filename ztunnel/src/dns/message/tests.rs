@@ -141,7 +141,7 @@ fn what_is_no_question_is_refused_or_ignored() {
         Err(Refusal::Reply(bytes)) => {
             let answer = parse(&bytes);
             assert_eq!((answer.id, answer.message_type), (0x1234, MessageType::Response));
-            Some(answer.response_code)
+            Some(u16::from(answer.response_code))
         }
     };
     let bytes = |message: &Message| message.to_vec().unwrap();
@@ -152,19 +152,19 @@ fn what_is_no_question_is_refused_or_ignored() {
     assert_eq!(refused(&bytes(&response)), None, "two proxies must not talk to each other for ever");
     let mut update = query("web.", RecordType::SOA);
     update.metadata.op_code = OpCode::Notify;
-    assert_eq!(refused(&bytes(&update)), Some(ResponseCode::NotImp));
+    assert_eq!(refused(&bytes(&update)), Some(ResponseCode::NotImp.into()));
     let mut none = query("web.", RecordType::A);
     none.queries.clear();
-    assert_eq!(refused(&bytes(&none)), Some(ResponseCode::FormErr));
+    assert_eq!(refused(&bytes(&none)), Some(ResponseCode::FormErr.into()));
     let mut two = query("web.", RecordType::A);
     two.add_query(two.queries[0].clone());
-    assert_eq!(refused(&bytes(&two)), Some(ResponseCode::FormErr));
+    assert_eq!(refused(&bytes(&two)), Some(ResponseCode::FormErr.into()));
     let whole = bytes(&query("web.", RecordType::A));
-    assert_eq!(refused(&whole[..whole.len() - 1]), Some(ResponseCode::FormErr));
-    assert_eq!(refused(&bytes(&query("web.", RecordType::AXFR))), Some(ResponseCode::NotImp));
+    assert_eq!(refused(&whole[..whole.len() - 1]), Some(ResponseCode::FormErr.into()));
+    assert_eq!(refused(&bytes(&query("web.", RecordType::AXFR))), Some(ResponseCode::NotImp.into()));
     let mut later = with_edns(query("web.", RecordType::A), 1232);
     later.edns.as_mut().unwrap().set_version(1);
-    assert_eq!(refused(&bytes(&later)), Some(ResponseCode::BADVERS));
+    assert_eq!(refused(&bytes(&later)), Some(ResponseCode::BADVERS.into()));
 }
 
 #[test]
