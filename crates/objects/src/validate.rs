@@ -1,13 +1,14 @@
 //! What an API server's admission would refuse, as far as the mesh depends on it.
 
+mod names;
 #[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::crds::{
@@ -15,6 +16,8 @@ use crate::crds::{
     WorkloadSelector,
 };
 use crate::kinds::Object;
+
+pub use self::names::labels;
 
 /// One field that is wrong, by its path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,14 +32,15 @@ pub struct FieldError {
 /// Every wrong field of the object.
 pub fn validate(object: &Object) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    metadata(object.meta(), &mut errors);
+    names::metadata(object.kind(), object.meta(), &mut errors);
     match object {
         Object::Pod(pod) => validate_pod(pod, &mut errors),
         Object::Service(service) => validate_service(service, &mut errors),
         Object::EndpointSlice(slice) => validate_endpoint_slice(slice, &mut errors),
         Object::AuthorizationPolicy(policy) => authorization_policy(&policy.spec, &mut errors),
         Object::PeerAuthentication(policy) => peer_authentication(&policy.spec, &mut errors),
-        Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) | Object::Deployment(_) => {}
+        Object::Deployment(deployment) => validate_deployment(deployment, &mut errors),
+        Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) => {}
     }
     errors.0
 }
@@ -50,30 +54,9 @@ impl Errors {
     }
 }
 
-fn metadata(meta: &ObjectMeta, errors: &mut Errors) {
-    for (field, part) in [("metadata.name", &meta.name), ("metadata.namespace", &meta.namespace)] {
-        let Some(part) = part else { continue };
-        // RFC 1123 subdomain: what every kind's name rule allows at most.
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        let ends = part.starts_with(['-', '.']) || part.ends_with(['-', '.']);
-        if part.is_empty() || part.len() > 253 || !part.chars().all(allowed) || ends {
-            errors.add(
-                field,
-                format!(
-                    "{part:?} must be lower case letters, digits, '-' and '.', with a letter or digit at both ends"
-                ),
-            );
-        }
-    }
-}
-
 fn validate_pod(pod: &Pod, errors: &mut Errors) {
     if let Some(spec) = &pod.spec {
-        for (i, container) in spec.containers.iter().enumerate() {
-            for (j, port) in container.ports.iter().flatten().enumerate() {
-                port_number(port.container_port, &format!("spec.containers[{i}].ports[{j}].containerPort"), errors);
-            }
-        }
+        pod_spec("spec", spec, errors);
     }
     if let Some(status) = &pod.status {
         if let Some(ip) = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()) {
@@ -85,8 +68,32 @@ fn validate_pod(pod: &Pod, errors: &mut Errors) {
     }
 }
 
+fn pod_spec(path: &str, spec: &PodSpec, errors: &mut Errors) {
+    for (i, container) in spec.containers.iter().enumerate() {
+        if let Some(wrong) = names::dns_label(&container.name) {
+            errors.add(format!("{path}.containers[{i}].name"), format!("{:?} {wrong}", container.name));
+        }
+        for (j, port) in container.ports.iter().flatten().enumerate() {
+            port_number(port.container_port, &format!("{path}.containers[{i}].ports[{j}].containerPort"), errors);
+        }
+    }
+    names::label_map(&format!("{path}.nodeSelector"), spec.node_selector.as_ref(), errors);
+}
+
+fn validate_deployment(deployment: &Deployment, errors: &mut Errors) {
+    let spec = &deployment.spec;
+    names::label_selector("spec.selector", &spec.selector, errors);
+    if let Some(meta) = &spec.template.metadata {
+        names::inner_metadata("spec.template.metadata", meta, errors);
+    }
+    if let Some(pod) = &spec.template.spec {
+        pod_spec("spec.template.spec", pod, errors);
+    }
+}
+
 fn validate_service(service: &Service, errors: &mut Errors) {
     let Some(spec) = &service.spec else { return };
+    names::label_map("spec.selector", spec.selector.as_ref(), errors);
     let ports = spec.ports.as_deref().unwrap_or_default();
     for (i, port) in ports.iter().enumerate() {
         port_number(port.port, &format!("spec.ports[{i}].port"), errors);
@@ -282,6 +289,8 @@ fn selector(selector: Option<&WorkloadSelector>, errors: &mut Errors) {
             errors.add(path, "a label's key must not be empty");
         } else if key.contains('*') || value.contains('*') {
             errors.add(path, format!("{key}: wildcards are not supported"));
+        } else {
+            names::label(path, key, value, errors);
         }
     }
 }

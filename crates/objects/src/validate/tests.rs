@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::labels;
 use crate::parse::parse_manifest;
 
 /// The first wrong field of a manifest, or "" if it is good.
@@ -96,8 +97,52 @@ fn built_in_kinds() {
 
 #[test]
 fn names() {
-    for name in ["Upper", "a_b", "-a", "a.", ""] {
-        let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: \"{name}\"}}\n");
-        assert!(parse_manifest(Path::new(""), &text).is_err(), "{name}");
+    let long = "a".repeat(64);
+    let cases = [
+        ("Namespace", &["shop", "a-1", "1a"][..], &["Upper", "a_b", "-a", "a.", "a.b", "", &long][..]),
+        ("Service", &["web", "a-1"], &["1a", "a.b", "a-", &long]),
+        ("ServiceAccount", &["a.b-c", "1", &long], &["a..b", ".a", "a.-b", "a b", "Ä"]),
+    ];
+    for (kind, good, bad) in cases {
+        for (names, expect) in [(good, true), (bad, false)] {
+            for name in names {
+                let text = format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: \"{name}\"}}\n");
+                assert_eq!(parse_manifest(Path::new(""), &text).is_ok(), expect, "{kind} {name:?}");
+            }
+        }
     }
+}
+
+#[test]
+fn labels_and_annotations() {
+    let long = "a".repeat(64);
+    let good = [("app", "web"), ("istio.io/dataplane-mode", "ambient"), ("A_b.c-1", ""), ("x", "1.2_3-B")];
+    assert_eq!(labels("metadata.labels", good), []);
+    let bad = [
+        ("bad key!", "b"),
+        ("", "b"),
+        ("-a", "b"),
+        ("a/b/c", "d"),
+        ("Upper.io/a", "b"),
+        ("/a", "b"),
+        ("a/", "b"),
+        (long.as_str(), "b"),
+        ("a", "b c"),
+        ("a", "-b"),
+        ("a", "b."),
+        ("a", long.as_str()),
+    ];
+    for (key, value) in bad {
+        let errors = labels("metadata.labels", [(key, value)]);
+        assert_eq!(errors.len(), 1, "{key:?} {value:?}");
+        assert!(errors[0].to_string().starts_with("metadata.labels: the "), "{}", errors[0]);
+    }
+    let template = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, annotations: {Example.COM/A: '! any ?'}}\nspec:\n  \
+                    selector: {matchLabels: {app: a}}\n  template:\n    metadata: {labels: {app: 'a b'}}\n    spec: {containers: []}\n";
+    let error = parse_manifest(Path::new(""), template).unwrap_err();
+    assert_eq!((error.line, error.field.as_str()), (7, "spec.template.metadata.labels"));
+    let annotated = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, annotations: {a b: x}}\n";
+    assert_eq!(parse_manifest(Path::new(""), annotated).unwrap_err().field, "metadata.annotations");
+    let selector = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {app!: a}}\n";
+    assert_eq!(parse_manifest(Path::new(""), selector).unwrap_err().field, "spec.selector");
 }
