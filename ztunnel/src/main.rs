@@ -18,7 +18,11 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] | ["proxy"] | ["proxy", _] => {}
         ["--version" | "-V" | "version"] => {
-            println!("ztunnel {} (aquifer), crypto provider {}", env!("CARGO_PKG_VERSION"), aquifer_tls::provider::NAME);
+            println!(
+                "ztunnel {} (aquifer), crypto provider {}",
+                env!("CARGO_PKG_VERSION"),
+                aquifer_tls::provider::NAME
+            );
             return ExitCode::SUCCESS;
         }
         _ => {

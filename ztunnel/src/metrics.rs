@@ -189,6 +189,8 @@ pub struct ProxyMetrics {
     sockets: Family<ReporterLabels, Gauge>,
     refused: Family<RefusedLabels, Counter>,
     policy_cuts: Counter,
+    crl_rejections: Family<ReporterLabels, Counter>,
+    crl_untracked: Family<ReporterLabels, Counter>,
 }
 
 impl ProxyMetrics {
@@ -212,6 +214,16 @@ impl ProxyMetrics {
         counter("istio_tcp_connections_failed", "The total number of TCP connections that failed", &self.failed);
         registry.register("istio_tcp_sockets_open", "The current number of open TCP sockets", self.sockets.clone());
         registry.register(
+            "istio_crl_policy_rejections",
+            "Connections refused or cut because the peer's certificate is revoked",
+            self.crl_rejections.clone(),
+        );
+        registry.register(
+            "istio_crl_untracked_connections",
+            "mTLS connections that a change of the revocation lists cannot cut",
+            self.crl_untracked.clone(),
+        );
+        registry.register(
             "aquifer_connections_refused",
             "Connections that were refused, cut or failed, by reason and by the policy that decided",
             self.refused.clone(),
@@ -227,6 +239,14 @@ impl ProxyMetrics {
     pub fn refused(&self, reporter: Reporter, reason: Reason, policy: Option<&Arc<str>>) {
         let labels = RefusedLabels { reason: reason.code(), policy: PolicyLabel(policy.cloned()), reporter };
         self.refused.get_or_create(&labels).inc();
+        if reason == Reason::CertificateRevoked {
+            self.crl_rejections.get_or_create(&ReporterLabels { reporter }).inc();
+        }
+    }
+
+    /// Counts a connection over mTLS whose peer's certificate isn't at hand.
+    pub fn untracked(&self, reporter: Reporter) {
+        self.crl_untracked.get_or_create(&ReporterLabels { reporter }).inc();
     }
 
     /// Counts connections cut by a change of policy.

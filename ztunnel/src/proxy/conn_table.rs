@@ -102,7 +102,9 @@ impl ConnTable {
         let id = inner.next;
         inner.next += 1;
         let cut = Rc::new(Cut::default());
-        inner.entries.insert(id, Entry { pod: pod.clone(), view, judged, certificate: None, cut: cut.clone(), traffic: None });
+        inner
+            .entries
+            .insert(id, Entry { pod: pod.clone(), view, judged, certificate: None, cut: cut.clone(), traffic: None });
         Guard { table: self.clone(), id, cut }
     }
 

@@ -1,15 +1,20 @@
 //! How the pool reaches a peer: TCP from inside the pod's namespace, then TLS as the pod.
 
+use std::any::Any;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 
 use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
 use aquifer_hbone::{ConnectError, PoolError};
-use aquifer_tls::CertError;
+use aquifer_tls::{CertError, PeerCertificate};
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -60,7 +65,7 @@ impl Connector {
 }
 
 impl aquifer_hbone::Connect<PoolKey> for Connector {
-    type Io = TlsStream<TcpStream>;
+    type Io = Connected;
     type Error = DialError;
 
     async fn connect(&self, key: &PoolKey) -> Result<Self::Io, DialError> {
@@ -69,7 +74,52 @@ impl aquifer_hbone::Connect<PoolKey> for Connector {
         let connector = TlsConnector::from(configs.client_config(&key.expect));
         // An address: no SNI is sent, and names play no part in the verification of SPIFFE identities.
         let name = ServerName::IpAddress(key.destination.ip().into());
-        connector.connect(name, tcp).await.map_err(DialError::Tls)
+        let tls = connector.connect(name, tcp).await.map_err(DialError::Tls)?;
+        let certificate = configs.server_of(tls.get_ref().1);
+        Ok(Connected { tls, certificate })
+    }
+
+    /// An `Arc<PeerCertificate>`.
+    fn peer(&self, io: &Connected) -> Option<Rc<dyn Any>> {
+        io.certificate.clone().map(|certificate| Rc::new(certificate) as _)
+    }
+}
+
+/// A TLS stream to a peer, and what the peer showed.
+pub struct Connected {
+    tls: TlsStream<TcpStream>,
+    certificate: Option<Arc<PeerCertificate>>,
+}
+
+impl AsyncRead for Connected {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connected {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
     }
 }
 

@@ -15,6 +15,7 @@ use aquifer_core::service::Service;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{ConnectRequest, TcpTransport};
+use aquifer_tls::PeerCertificate;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -38,6 +39,14 @@ struct Tunnel {
     /// Our end: the pod's address.
     local: SocketAddr,
     identity: Identity,
+    certificate: Option<Arc<PeerCertificate>>,
+}
+
+/// A connection after its handshake.
+struct Accepted {
+    tls: TlsStream<TcpStream>,
+    identity: Identity,
+    certificate: Option<Arc<PeerCertificate>>,
 }
 
 /// Serves one connection: TLS, then a task per CONNECT.
@@ -49,16 +58,19 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
         () = pod.cancel.forced() => return,
         done = handshake(&pod, tcp) => done,
     };
-    let (tls, identity) = match handshaken {
+    let Accepted { tls, identity, certificate } = match handshaken {
         Ok(done) => done,
         Err(failure) => {
             return records::refused(pod.metrics.shared(), Reporter::Destination, peer, local, &failure);
         }
     };
-    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity });
+    // Ends with the pod, or alone when the client's certificate is revoked; its streams say why.
+    let cancel = pod.cancel.child();
+    let _registered = certificate.clone().map(|certificate| pod.table.open_tunnel(certificate, cancel.clone()));
+    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity, certificate });
     let each = |request| stream(tunnel.clone(), request);
     let shared = &pod.shared;
-    if let Err(error) = aquifer_hbone::serve(tls, &shared.server, each, pod.cancel.clone(), &shared.tracker).await {
+    if let Err(error) = aquifer_hbone::serve(tls, &shared.server, each, cancel, &shared.tracker).await {
         if error.is_disconnect() {
             tracing::debug!(%peer, %error, "tunnel lost");
         } else {
@@ -68,7 +80,7 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
     }
 }
 
-async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Identity), Failure> {
+async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Failure> {
     let (_, workload) = pod.workload().await?;
     let configs = pod.shared.certs.get(&workload.identity()).await;
     let configs = configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))?;
@@ -82,7 +94,8 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, I
     // The verifier demands one; to go on without would be to trust nobody in particular.
     let identity = aquifer_tls::peer_identity(tls.get_ref().1)
         .ok_or_else(|| Failure::new(Reason::PeerCertificateInvalid, "peer without a SPIFFE identity"))?;
-    Ok((tls, identity))
+    let certificate = configs.client_of(tls.get_ref().1);
+    Ok(Accepted { tls, identity, certificate })
 }
 
 /// Takes one CONNECT from its headers to its record.
@@ -140,6 +153,10 @@ async fn forward(
     mut request: ConnectRequest,
 ) -> Result<(), Failure> {
     let pod = &tunnel.pod;
+    if let Err(failure) = pod.bind(guard, tunnel.certificate.as_ref(), Reporter::Destination) {
+        request.refuse(status(failure.reason));
+        return Err(failure);
+    }
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(guard) => Err(failure),

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::conn_table::View;
+use super::conn_table::{Guard, View};
 use super::connector::{PoolKey, dial, pool_failure};
 use super::pod::{Pod, refuse};
 use crate::metrics::{Parties, Reporter};
@@ -54,7 +54,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(&guard) => Err(failure),
-        connected = connect(&pod, &route, src) => connected,
+        connected = connect(&pod, &guard, &route, src) => connected,
     };
     let outcome = match connected {
         Ok(Upstream::Tunnel(mut stream)) => pod.copy(&guard, &mut client, &mut *stream, &traffic).await,
@@ -129,7 +129,7 @@ enum Upstream {
     Plain(Box<TcpTransport>),
 }
 
-async fn connect(pod: &Pod, route: &Route, src: SocketAddr) -> Result<Upstream, Failure> {
+async fn connect(pod: &Pod, guard: &Guard, route: &Route, src: SocketAddr) -> Result<Upstream, Failure> {
     match &route.tunnel {
         Tunnel::Passthrough => {
             let stream = dial(&pod.shared, &pod.netns, route.next_hop, None).await;
@@ -146,6 +146,11 @@ async fn connect(pod: &Pod, route: &Route, src: SocketAddr) -> Result<Upstream, 
                 PoolKey { source, generation: configs.generation, expect: expect.into(), destination: route.next_hop };
             let request = HboneRequest { authority: authority.clone(), headers: headers(route, src) };
             let (stream, _headers) = pod.pool.stream(&key, &request).await.map_err(|e| pool_failure(&e))?;
+            if let Err(failure) = pod.bind(guard, stream.peer(), Reporter::Source) {
+                // Its connection is older than the list: the next stream shakes hands anew.
+                pod.pool.retire_where(|other| *other == key);
+                return Err(failure);
+            }
             Ok(Upstream::Tunnel(Box::new(stream)))
         }
     }

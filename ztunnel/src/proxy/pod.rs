@@ -13,7 +13,7 @@ use aquifer_core::store::Reader;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
 use aquifer_runtime::{Cancel, Tracker};
-use aquifer_tls::CertManager;
+use aquifer_tls::{CertManager, PeerCertificate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
@@ -22,12 +22,12 @@ use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
 use super::{inbound, outbound, passthrough};
 use crate::config;
-use crate::dns::{Dns, UPSTREAM_LIMIT};
 use crate::dns::server::{self as dns_server, Local};
 use crate::dns::upstream::Upstream;
+use crate::dns::{Dns, UPSTREAM_LIMIT};
 use crate::inpod::netns::Netns;
 use crate::inpod::zds::{PodUid, WorkloadInfo};
-use crate::metrics::WorkerMetrics;
+use crate::metrics::{Reporter, WorkerMetrics};
 use crate::records::{Failure, Traffic};
 use crate::socket::OriginalSource;
 
@@ -199,6 +199,24 @@ impl Pod {
     fn find_in(&self, state: &MeshState) -> Option<Arc<Workload>> {
         let WorkloadInfo { name, namespace, service_account } = &self.info;
         state.local_workload(&self.shared.config.node, name, namespace, service_account).cloned()
+    }
+
+    /// Ties a connection over mTLS to what its peer showed, and refuses it if that is revoked by now.
+    pub(super) fn bind(
+        &self,
+        guard: &Guard,
+        certificate: Option<&Arc<PeerCertificate>>,
+        reporter: Reporter,
+    ) -> Result<(), Failure> {
+        let revocations = self.shared.certs.revocations();
+        match certificate {
+            Some(certificate) => guard.bind(certificate.clone(), revocations),
+            None => {
+                // No list will ever cut it.
+                self.metrics.shared().untracked(reporter);
+                Ok(())
+            }
+        }
     }
 
     /// Ends when a connection of this pod must end, and says why.
