@@ -7,4 +7,7 @@
 #![allow(dead_code)]
 
 mod bootstrap;
+mod ca;
+mod inbound;
 mod peer;
+mod zds;

@@ -15,6 +15,16 @@ pub(crate) struct Call {
     ended: bool,
 }
 
+/// Ends a call by trailers.
+#[derive(Debug)]
+pub(crate) struct Ender(super::h2::Sender);
+
+impl Ender {
+    pub(crate) fn finish(&self, code: u32, message: &str) {
+        self.0.headers(&[("grpc-status", &code.to_string()), ("grpc-message", message)], true);
+    }
+}
+
 /// How the other end ended a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Status {
@@ -47,9 +57,18 @@ impl Call {
     /// Ends the call before anything else was answered.
     pub(crate) fn refuse(&self, code: u32, message: &str) {
         let code = code.to_string();
-        let headers =
-            [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", &code), ("grpc-message", message)];
+        let headers = [
+            (":status", "200"),
+            ("content-type", "application/grpc"),
+            ("grpc-status", &code),
+            ("grpc-message", message),
+        ];
         self.stream.headers(&headers, true);
+    }
+
+    /// A hand that can end the call from elsewhere.
+    pub(crate) fn ender(&self) -> Ender {
+        Ender(self.stream.sender())
     }
 
     pub(crate) fn reset(&self, code: u32) {

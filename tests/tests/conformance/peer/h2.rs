@@ -1,6 +1,6 @@
 //! HTTP/2 framed by hand: everything that arrives is kept, in order, for tests to look at.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -66,9 +66,7 @@ impl Frame {
     /// The pairs of a SETTINGS frame.
     pub(crate) fn settings(&self) -> Vec<(u16, u32)> {
         let pairs = self.payload.chunks_exact(6);
-        pairs
-            .map(|p| (u16::from_be_bytes([p[0], p[1]]), u32::from_be_bytes([p[2], p[3], p[4], p[5]])))
-            .collect()
+        pairs.map(|p| (u16::from_be_bytes([p[0], p[1]]), u32::from_be_bytes([p[2], p[3], p[4], p[5]]))).collect()
     }
 }
 
@@ -93,7 +91,7 @@ struct Shared {
 /// One end of a connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    out: mpsc::UnboundedSender<Vec<u8>>,
+    out: mpsc::UnboundedSender<Out>,
     shared: Arc<Shared>,
     incoming: mpsc::UnboundedReceiver<(Stream, Headers, bool)>,
     count: watch::Receiver<usize>,
@@ -122,7 +120,7 @@ impl Connection {
     fn start(io: impl Io, first: Vec<u8>, next: u32, expect_preface: bool) -> Self {
         let (read, write) = tokio::io::split(io);
         let (out, queue) = mpsc::unbounded_channel();
-        let _ = out.send(first);
+        let _ = out.send(Out::Bytes(first));
         let (accept, incoming) = mpsc::unbounded_channel();
         let (counted, count) = watch::channel(0);
         let shared = Arc::new(Shared::default());
@@ -159,7 +157,7 @@ impl Connection {
     }
 
     pub(crate) fn send(&self, frame: &Frame) {
-        let _ = self.out.send(frame.bytes());
+        let _ = self.out.send(Out::Bytes(frame.bytes()));
     }
 
     /// Stops giving credit back for what arrives.
@@ -204,18 +202,77 @@ impl Connection {
     }
 }
 
-async fn write_all(mut write: WriteHalf<impl Io>, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
-    while let Some(bytes) = queue.recv().await {
-        if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
+/// What the writing task is told.
+#[derive(Debug)]
+enum Out {
+    /// Goes out as it is.
+    Bytes(Vec<u8>),
+    /// A stream's frame, in the stream's order; DATA waits for credit.
+    Frame(Frame),
+    /// The other end gave credit.
+    Credit(u32, u32),
+    /// The other end's INITIAL_WINDOW_SIZE.
+    Initial(u32),
+}
+
+async fn write_all(mut write: WriteHalf<impl Io>, mut queue: mpsc::UnboundedReceiver<Out>) {
+    let mut waiting = Waiting { initial: 65_535, connection: 65_535, streams: BTreeMap::new() };
+    while let Some(out) = queue.recv().await {
+        let bytes = waiting.take(out);
+        if !bytes.is_empty() && (write.write_all(&bytes).await.is_err() || write.flush().await.is_err()) {
             return;
         }
     }
     let _ = write.shutdown().await;
 }
 
+/// Frames that wait for credit (RFC 9113, 5.2).
+#[derive(Debug)]
+struct Waiting {
+    initial: i64,
+    connection: i64,
+    streams: BTreeMap<u32, (i64, VecDeque<Frame>)>,
+}
+
+impl Waiting {
+    /// The bytes that may go out now.
+    fn take(&mut self, out: Out) -> Vec<u8> {
+        let initial = self.initial;
+        match out {
+            Out::Bytes(bytes) => return bytes,
+            Out::Frame(frame) => {
+                self.streams.entry(frame.stream).or_insert_with(|| (initial, VecDeque::new())).1.push_back(frame);
+            }
+            Out::Credit(0, credit) => self.connection += i64::from(credit),
+            Out::Credit(stream, credit) => {
+                self.streams.entry(stream).or_insert_with(|| (initial, VecDeque::new())).0 += i64::from(credit);
+            }
+            Out::Initial(size) => {
+                let change = i64::from(size) - self.initial;
+                self.initial = size.into();
+                self.streams.values_mut().for_each(|(window, _)| *window += change);
+            }
+        }
+        let mut bytes = Vec::new();
+        for (window, frames) in self.streams.values_mut() {
+            while let Some(frame) = frames.front() {
+                let length = if frame.kind == DATA { frame.payload.len() as i64 } else { 0 };
+                if length > 0 && (length > *window || length > self.connection) {
+                    break;
+                }
+                *window -= length;
+                self.connection -= length;
+                bytes.extend(frame.bytes());
+                frames.pop_front();
+            }
+        }
+        bytes
+    }
+}
+
 struct Reader<T> {
     read: ReadHalf<T>,
-    out: mpsc::UnboundedSender<Vec<u8>>,
+    out: mpsc::UnboundedSender<Out>,
     shared: Arc<Shared>,
     accept: mpsc::UnboundedSender<(Stream, Headers, bool)>,
     counted: watch::Sender<usize>,
@@ -250,8 +307,18 @@ impl<T: Io> Reader<T> {
 
     async fn handle(&mut self, frame: Frame) -> Result<()> {
         match frame.kind {
-            SETTINGS if !frame.is_ack() => self.answer(SETTINGS, ACK, Vec::new()),
-            PING if !frame.is_ack() && !self.shared.mute.load(Ordering::Relaxed) => self.answer(PING, ACK, frame.payload),
+            SETTINGS if !frame.is_ack() => {
+                if let Some((_, size)) = frame.settings().into_iter().find(|(name, _)| *name == 4) {
+                    let _ = self.out.send(Out::Initial(size));
+                }
+                self.answer(SETTINGS, ACK, Vec::new());
+            }
+            WINDOW_UPDATE => {
+                let _ = self.out.send(Out::Credit(frame.stream, frame.number()));
+            }
+            PING if !frame.is_ack() && !self.shared.mute.load(Ordering::Relaxed) => {
+                self.answer(PING, ACK, frame.payload)
+            }
             DATA => {
                 ensure!(frame.flags & 8 == 0, "padding is not read");
                 let end = frame.ends_stream();
@@ -259,7 +326,7 @@ impl<T: Io> Reader<T> {
                     let credit = (frame.payload.len() as u32).to_be_bytes().to_vec();
                     for stream in [0, frame.stream] {
                         let update = Frame { kind: WINDOW_UPDATE, flags: 0, stream, payload: credit.clone() };
-                        let _ = self.out.send(update.bytes());
+                        let _ = self.out.send(Out::Bytes(update.bytes()));
                     }
                 }
                 self.tell(frame.stream, Event::Data { bytes: frame.payload, end });
@@ -292,7 +359,7 @@ impl<T: Io> Reader<T> {
     }
 
     fn answer(&self, kind: u8, flags: u8, payload: Vec<u8>) {
-        let _ = self.out.send(Frame { kind, flags, stream: 0, payload }.bytes());
+        let _ = self.out.send(Out::Bytes(Frame { kind, flags, stream: 0, payload }.bytes()));
     }
 
     fn tell(&self, stream: u32, event: Event) {
@@ -302,29 +369,47 @@ impl<T: Io> Reader<T> {
     }
 }
 
-fn new_stream(id: u32, out: &mpsc::UnboundedSender<Vec<u8>>, shared: &Arc<Shared>) -> Stream {
+fn new_stream(id: u32, out: &mpsc::UnboundedSender<Out>, shared: &Arc<Shared>) -> Stream {
     let (owner, events) = mpsc::unbounded_channel();
     shared.streams.lock().insert(id, owner);
-    Stream { id, out: out.clone(), events }
+    Stream { sender: Sender { id, out: out.clone() }, events }
+}
+
+/// The sending half of a stream's end.
+#[derive(Debug, Clone)]
+pub(crate) struct Sender {
+    id: u32,
+    out: mpsc::UnboundedSender<Out>,
 }
 
 /// One stream's end.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    pub(crate) id: u32,
-    out: mpsc::UnboundedSender<Vec<u8>>,
+    sender: Sender,
     events: mpsc::UnboundedReceiver<Event>,
 }
 
-impl Stream {
+impl std::ops::Deref for Stream {
+    type Target = Sender;
+
+    fn deref(&self) -> &Sender {
+        &self.sender
+    }
+}
+
+impl Sender {
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
     pub(crate) fn headers(&self, headers: &[(&str, &str)], end: bool) {
         let flags = END_HEADERS | if end { END_STREAM } else { 0 };
         self.send(HEADERS, flags, hpack::encode(headers));
     }
 
-    /// Sends bytes in frames that every peer takes. Credit is not counted: what tests send is small.
+    /// Sends bytes in frames of a size that every peer takes, as credit allows.
     pub(crate) fn data(&self, bytes: &[u8], end: bool) {
-        let mut chunks = bytes.chunks(16_384).peekable();
+        let mut chunks = bytes.chunks(8_192).peekable();
         if chunks.peek().is_none() {
             self.send(DATA, if end { END_STREAM } else { 0 }, Vec::new());
         }
@@ -339,7 +424,13 @@ impl Stream {
     }
 
     fn send(&self, kind: u8, flags: u8, payload: Vec<u8>) {
-        let _ = self.out.send(Frame { kind, flags, stream: self.id, payload }.bytes());
+        let _ = self.out.send(Out::Frame(Frame { kind, flags, stream: self.id, payload }));
+    }
+}
+
+impl Stream {
+    pub(crate) fn sender(&self) -> Sender {
+        self.sender.clone()
     }
 
     /// What comes next; `None` when the connection ended.

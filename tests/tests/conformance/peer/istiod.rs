@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -62,6 +63,7 @@ struct Shared {
     count: watch::Sender<usize>,
     /// Only one call is answered at a time while set; used to see what waits.
     other_root: Mutex<Option<Arc<Ca>>>,
+    open: Mutex<Vec<super::grpc::Ender>>,
 }
 
 /// The running control plane.
@@ -69,6 +71,7 @@ struct Shared {
 pub(crate) struct Istiod {
     pub(crate) ca: Arc<Ca>,
     shared: Arc<Shared>,
+    config: Arc<Mutex<Arc<ServerConfig>>>,
     streams: mpsc::UnboundedReceiver<Ads>,
     connections: Arc<Mutex<JoinSet<()>>>,
     _tasks: JoinSet<()>,
@@ -77,8 +80,7 @@ pub(crate) struct Istiod {
 impl Istiod {
     /// Serves on loopback in the namespace.
     pub(crate) fn start(netns: &Netns, ca: Arc<Ca>, certificate: Certified) -> Result<Self> {
-        let (config, _) = Tls::default().server(certificate, false)?;
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let config = Arc::new(Mutex::new(config(certificate)?));
         let (found, streams) = mpsc::unbounded_channel();
         let (count, _) = watch::channel(0);
         let shared = Arc::new(Shared {
@@ -86,21 +88,40 @@ impl Istiod {
             requests: Mutex::default(),
             count,
             other_root: Mutex::default(),
+            open: Mutex::default(),
         });
         let connections = Arc::new(Mutex::new(JoinSet::new()));
         let mut tasks = JoinSet::new();
         for address in ["127.0.0.1:15012", "[::1]:15012"] {
             let listener = netns.listen(address.parse::<SocketAddr>()?)?;
-            let serve = Serve { acceptor: acceptor.clone(), ca: Arc::clone(&ca), shared: Arc::clone(&shared), found: found.clone() };
+            let serve = Serve {
+                config: Arc::clone(&config),
+                ca: Arc::clone(&ca),
+                shared: Arc::clone(&shared),
+                found: found.clone(),
+            };
             let connections = Arc::clone(&connections);
             tasks.spawn(async move { serve.accept(listener, &connections).await });
         }
-        Ok(Self { ca, shared, streams, connections, _tasks: tasks })
+        Ok(Self { ca, shared, config, streams, connections, _tasks: tasks })
+    }
+
+    /// Shows another certificate from now on.
+    pub(crate) fn show(&self, certificate: Certified) -> Result<()> {
+        *self.config.lock() = config(certificate)?;
+        Ok(())
     }
 
     /// The next ADS stream.
     pub(crate) async fn ads(&mut self) -> Result<Ads> {
         within("an ADS stream", self.streams.recv()).await?.context("the control plane ended")
+    }
+
+    /// Ends every open ADS stream with this status.
+    pub(crate) fn end_streams(&self, status: &Status) {
+        for end in self.shared.open.lock().drain(..) {
+            end.finish(status.code, &status.message);
+        }
     }
 
     /// An ADS stream that is there already.
@@ -128,15 +149,21 @@ impl Istiod {
 
     /// Waits until the CA was asked for this identity `times` times; the last request.
     pub(crate) async fn asked(&self, identity: &str, times: usize) -> Result<CaRequest> {
-        let found = || self.ca_requests().into_iter().filter(|request| request.identity() == identity).collect::<Vec<_>>();
+        let found =
+            || self.ca_requests().into_iter().filter(|request| request.identity() == identity).collect::<Vec<_>>();
         until(&format!("{times} CA requests for {identity}"), async || Ok(found().len() >= times)).await?;
         found().pop().context("a request")
     }
 }
 
+fn config(certificate: Certified) -> Result<Arc<ServerConfig>> {
+    let (config, _) = Tls::default().server(certificate, false)?;
+    Ok(Arc::new(config))
+}
+
 #[derive(Clone)]
 struct Serve {
-    acceptor: TlsAcceptor,
+    config: Arc<Mutex<Arc<ServerConfig>>>,
     ca: Arc<Ca>,
     shared: Arc<Shared>,
     found: mpsc::UnboundedSender<Ads>,
@@ -147,7 +174,8 @@ impl Serve {
         while let Ok((stream, _)) = listener.accept().await {
             let serve = self.clone();
             connections.lock().spawn(async move {
-                let Ok(tls) = serve.acceptor.accept(stream).await else { return };
+                let accepting = TlsAcceptor::from(Arc::clone(&serve.config.lock())).accept(stream);
+                let Ok(tls) = accepting.await else { return };
                 let mut connection = Connection::server(tls, &[(3, 100)]);
                 let mut calls = JoinSet::new();
                 while let Some((stream, headers)) = connection.accept_any().await {
@@ -155,6 +183,7 @@ impl Serve {
                     match hpack::value(&headers, ":path") {
                         Some(ADS_PATH) => {
                             call.accept();
+                            serve.shared.open.lock().push(call.ender());
                             let _ = serve.found.send(Ads { headers, call, sent: 0 });
                         }
                         Some(CA_PATH) => {

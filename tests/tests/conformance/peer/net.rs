@@ -161,10 +161,10 @@ pub(crate) fn redirect(pod: &Netns) -> Result<()> {
     };
     pod.command(&["iptables-nft-restore"], &rules("169.254.7.127/32", "127.0.0.1/32"))?;
     pod.command(&["ip6tables-nft-restore"], &rules("fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128", "::1/128"))?;
-    pod.command(
-        &["ip", "-batch", "-"],
-        "rule add fwmark 0x111/0xfff pref 32764 lookup 100\nroute add local 0.0.0.0/0 dev lo table 100\n\
-         -6 rule add fwmark 0x111/0xfff pref 32764 lookup 100\n-6 route add local ::/0 dev lo table 100\n",
-    )?;
+    let route = |all: &str| {
+        format!("rule add fwmark 0x111/0xfff pref 32764 lookup 100\nroute add local {all} dev lo table 100\n")
+    };
+    pod.command(&["ip", "-batch", "-"], &route("0.0.0.0/0"))?;
+    pod.command(&["ip", "-6", "-batch", "-"], &route("::/0"))?;
     Ok(())
 }

@@ -327,3 +327,37 @@ pub(crate) async fn exchange(stream: &mut tokio::net::TcpStream, send: &[u8]) ->
 pub(crate) async fn quiet(time: Duration) {
     tokio::time::sleep(time).await;
 }
+
+/// An application that greets each caller with the caller's address, then echoes.
+#[derive(Debug)]
+pub(crate) struct App {
+    _task: tokio::task::JoinSet<()>,
+}
+
+impl App {
+    pub(crate) fn start(netns: &Netns, at: SocketAddr) -> Result<Self> {
+        let listener = netns.listen(at)?;
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async move {
+            let mut callers = tokio::task::JoinSet::new();
+            while let Ok((mut stream, from)) = listener.accept().await {
+                callers.spawn(async move {
+                    // A caller that goes away ends its echo, no more.
+                    let _ = stream.write_all(format!("hello {}\n", from.ip().to_canonical()).as_bytes()).await;
+                    let (mut read, mut write) = stream.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                });
+            }
+        });
+        Ok(Self { _task: task })
+    }
+}
+
+/// The greeting of an [`App`], or that the connection ended without one.
+pub(crate) async fn greeting(stream: &mut tokio::net::TcpStream) -> Result<Option<String>> {
+    Ok(match first(stream).await? {
+        Seen::Bytes(bytes) => Some(String::from_utf8(bytes)?.trim().to_owned()),
+        Seen::End | Seen::Reset => None,
+    })
+}

@@ -64,6 +64,11 @@ impl Link {
         Ok(Self(fd))
     }
 
+    /// Ends the connection.
+    pub(crate) fn close(&self) -> Result<()> {
+        Ok(nix::sys::socket::shutdown(self.0.as_raw_fd(), nix::sys::socket::Shutdown::Both)?)
+    }
+
     pub(crate) fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
         let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
