@@ -52,7 +52,8 @@ impl PeerCertificate {
         (!chain.is_empty()).then(|| Arc::new(Self::new(chain, roots.clone(), role, UnixTime::now())))
     }
 
-    pub(crate) fn new(
+    /// One whose `chain`, leaf first, was verified against `roots` at that time.
+    pub fn new(
         chain: Vec<CertificateDer<'static>>,
         roots: Arc<RootCertStore>,
         role: Role,

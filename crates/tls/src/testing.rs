@@ -102,6 +102,14 @@ impl TestCa {
         CertBundle::from_chain(identity, private(&key), &self.chain(leaf), now).unwrap()
     }
 
+    /// Signed by this one, to trust all of `roots`: in the last element of the answer, as istiod sends them.
+    pub(crate) fn bundle_trusting(&self, identity: &Identity, ttl: i64, roots: &[&Self]) -> CertBundle {
+        let key = KeyPair::generate().unwrap();
+        let leaf = self.leaf(&key, vec![uri(&identity.to_string())], -120, ttl);
+        let roots: String = roots.iter().map(|root| root.pem()).collect();
+        CertBundle::from_chain(identity, private(&key), &[leaf, roots], OffsetDateTime::now_utc()).unwrap()
+    }
+
     /// Valid for a day; expired if `ttl` is negative.
     pub(crate) fn configs(&self, identity: &Identity, ttl: i64) -> IdentityConfigs {
         self.configs_with(identity, ttl, &TlsOptions::default())

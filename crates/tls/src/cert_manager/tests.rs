@@ -5,6 +5,8 @@ use aquifer_runtime::Tracker;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use tokio::sync::Semaphore;
 
+mod rotation;
+
 /// Answers as told: one permit for each fetch that may go on.
 #[derive(Clone)]
 struct FakeCa(Arc<Fake>);
@@ -222,4 +224,23 @@ fn an_expired_certificate_is_none() {
     assert!(matches!(cert.status(&server_id()).state, CertState::Unavailable(_)));
     let valid = Some(Arc::new(ca.configs(&server_id(), 60)));
     assert!(matches!(Cert { configs: valid, error }.outcome(&server_id()), Some(Ok(_))));
+}
+
+/// A handshake takes what is there: between two renewals everybody is handed the same finished configurations.
+#[tokio::test(start_paused = true)]
+async fn a_handshake_builds_nothing() {
+    let b = bench(1000);
+    b.manager.want(&server_id());
+    let first = b.manager.get(&server_id()).await.unwrap();
+    let (server, client) = (first.server.clone(), first.client_config(&[client_id()]));
+    for _ in 0..100 {
+        let configs = b.manager.get(&server_id()).await.unwrap();
+        assert!(Arc::ptr_eq(&configs.server, &server) && Arc::ptr_eq(&configs.client_config(&[client_id()]), &client));
+        assert!(Arc::ptr_eq(server.crypto_provider(), client.crypto_provider()), "both ends' share one provider");
+        let (_, far) = shake(b.ca.0.ca.configs(&client_id(), 60).client_config(&[server_id()]), server.clone()).await;
+        far.unwrap();
+    }
+    tokio::time::sleep(13 * HOUR).await;
+    let renewed = b.manager.get(&server_id()).await.unwrap();
+    assert!(!Arc::ptr_eq(&renewed.server, &server) && !Arc::ptr_eq(&renewed.client_config(&[client_id()]), &client));
 }
