@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -77,7 +77,9 @@ pub(crate) async fn enrol(lab: &Lab, namespace: &str) -> Result<()> {
             let dump: serde_json::Value = serde_json::from_str(&lab.ztunnel_admin(node, "/config_dump").await?)?;
             let workloads = dump["workloads"].as_array().context("workloads in the config dump")?;
             let hbone = |pod: &PodInfo| {
-                workloads.iter().any(|w| w["name"] == pod.name.as_str() && w["namespace"] == namespace && w["protocol"] == "HBONE")
+                workloads
+                    .iter()
+                    .any(|w| w["name"] == pod.name.as_str() && w["namespace"] == namespace && w["protocol"] == "HBONE")
             };
             Ok(pods.iter().all(hbone))
         })
@@ -87,7 +89,11 @@ pub(crate) async fn enrol(lab: &Lab, namespace: &str) -> Result<()> {
 }
 
 /// Polls until true; fails at five times the bound and prints what was measured.
-pub(crate) async fn eventually(what: &str, bound: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<Duration> {
+pub(crate) async fn eventually(
+    what: &str,
+    bound: Duration,
+    mut condition: impl AsyncFnMut() -> Result<bool>,
+) -> Result<Duration> {
     let begin = Instant::now();
     loop {
         if condition().await? {
@@ -142,23 +148,42 @@ pub(crate) fn netns(lab: &Lab, pod: &PodInfo) -> Result<PathBuf> {
     Ok(outside.join(inside.strip_prefix("/")?))
 }
 
-/// Runs a closure on a thread that has entered the pod's network namespace. Sockets made there stay there.
-pub(crate) fn in_pod<T: Send + 'static>(lab: &Lab, pod: &PodInfo, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let path = netns(lab, pod)?;
-    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+/// The network namespace of a node: its agent's.
+pub(crate) async fn node_netns(lab: &Lab, node: &str) -> Result<PathBuf> {
+    let agent = lab.stats(Component::agent(node)).await?.pid;
+    Ok(PathBuf::from(format!("/proc/{}/root/proc/{agent}/ns/net", lab.pid()?)))
+}
+
+/// Runs a closure on a thread that has entered a network namespace. Sockets made there stay there.
+pub(crate) fn in_netns<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let thread = std::thread::spawn(move || -> Result<T> {
-        setns(&file, CloneFlags::CLONE_NEWNET).context("entering the pod's network namespace")?;
+        setns(&file, CloneFlags::CLONE_NEWNET).context("entering a network namespace")?;
         Ok(work())
     });
     match thread.join() {
         Ok(result) => result,
-        Err(_) => bail!("the thread in the pod panicked"),
+        Err(_) => bail!("the thread in the network namespace panicked"),
     }
+}
+
+/// The same in a pod's network namespace.
+pub(crate) fn in_pod<T: Send + 'static>(
+    lab: &Lab,
+    pod: &PodInfo,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    in_netns(&netns(lab, pod)?, work)
 }
 
 /// Connects from within a pod.
 pub(crate) fn connect(lab: &Lab, pod: &PodInfo, to: SocketAddr) -> Result<tokio::net::TcpStream> {
-    let stream = in_pod(lab, pod, move || TcpStream::connect_timeout(&to, Duration::from_secs(15)))??;
+    connect_from(&netns(lab, pod)?, to)
+}
+
+/// Connects from within a network namespace.
+pub(crate) fn connect_from(netns: &Path, to: SocketAddr) -> Result<tokio::net::TcpStream> {
+    let stream = in_netns(netns, move || TcpStream::connect_timeout(&to, Duration::from_secs(15)))??;
     stream.set_nonblocking(true)?;
     Ok(tokio::net::TcpStream::from_std(stream)?)
 }

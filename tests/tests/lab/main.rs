@@ -7,6 +7,8 @@
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
 //! churn        every process killed, in every order, under load
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
+//! hostile      peers that mean harm, at the pods, the CA and the wire
+//! xds          the control plane away, back, and wrong      mint      certificates of every kind
 //! ```
 //! Needs root. One lab per test, side by side.
 
@@ -17,8 +19,11 @@ mod churn;
 mod endpoints;
 mod enrolment;
 mod harness;
+mod hostile;
 mod lifecycle;
+mod mint;
 mod mtls;
 mod rotation;
 mod transfer;
+mod xds;
 mod zero_trust;
