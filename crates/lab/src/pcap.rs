@@ -109,8 +109,8 @@ impl Pcap {
 
     /// Whether the bytes stand in any packet's payload, or in a TCP flow across packets.
     pub fn contains(&self, needle: &[u8]) -> bool {
-        let in_packet = self.packets.iter().any(|packet| find(&packet.payload, needle).is_some());
-        in_packet || self.flows().iter().any(|flow| find(&flow.payload, needle).is_some())
+        let in_packet = self.packets.iter().any(|packet| contains(&packet.payload, needle));
+        in_packet || self.flows().iter().any(|flow| contains(&flow.payload, needle))
     }
 
     /// The TCP packets with payload.
@@ -296,9 +296,15 @@ fn server_hello_version(stream: &[u8]) -> Option<u16> {
     Some(legacy)
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    if needle.is_empty() {
-        return Some(0);
+/// Whether the needle stands in the haystack.
+pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    let Some((first, rest)) = needle.split_first() else { return true };
+    let mut from = 0;
+    while let Some(at) = haystack[from..].iter().position(|byte| byte == first) {
+        from += at + 1;
+        if haystack[from..].starts_with(rest) {
+            return true;
+        }
     }
-    haystack.windows(needle.len()).position(|window| window == needle)
+    false
 }
