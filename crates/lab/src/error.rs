@@ -40,6 +40,9 @@ pub enum LabError {
     /// No lab of that name is up.
     #[error("no lab named `{0}` is up: `aquifer lab list` shows those that are, `aquifer lab up` starts one")]
     NoSuchLab(String),
+    /// The lab that was up a moment ago has ended.
+    #[error("the lab `{0}` ended")]
+    Ended(String),
     /// A lab of that name is up already.
     #[error("a lab named `{0}` is up already: take another name or `aquifer lab down --name {0}`")]
     Exists(String),

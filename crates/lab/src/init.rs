@@ -15,6 +15,7 @@ mod components;
 mod container;
 mod control;
 mod deployments;
+mod ending;
 mod endpoints;
 mod hosts;
 mod http;
@@ -34,16 +35,14 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, sethostname, setsid};
+use nix::unistd::{ForkResult, fork, sethostname, setsid};
 
+use self::ending::end;
 use crate::error::{During, LabError, Result};
 use crate::options::LabOptions;
 use crate::paths::Paths;
@@ -51,8 +50,6 @@ use crate::start::{LOCK_FD, Report};
 
 /// Descriptors that a thousand connections and a hundred pods need, with room.
 const OPEN_FILES: u64 = 1 << 20;
-
-const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
 /// What `aquifer lab init` does. Must be called before any thread is started; does not return.
 #[allow(unsafe_code)]
@@ -111,7 +108,7 @@ fn run(paths: Paths, lock: &OwnedFd) -> Result<()> {
         .enable_all()
         .build()
         .during(|| "starting the runtime".into())?;
-    runtime.block_on(async {
+    let ran = runtime.block_on(async {
         let shared = shared::Shared::new(name, paths.clone(), options, begin)?;
         reaper::run(&shared)?;
         cluster::start(&shared).await?;
@@ -123,7 +120,10 @@ fn run(paths: Paths, lock: &OwnedFd) -> Result<()> {
             std::future::pending::<()>().await;
         }
         Ok(())
-    })
+    });
+    // What still blocks is not waited for: the end kills what it waits for.
+    runtime.shutdown_background();
+    ran
 }
 
 /// Mounts that are made from here on stay in here, and /proc shows the lab's processes.
@@ -162,31 +162,4 @@ fn report(report: &Report) {
     // A starter that has gone away closes the other end: nothing to tell then.
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
-}
-
-/// Ends all of the lab's processes, removes its folder, and exits: the kernel removes the rest.
-fn end(paths: &Paths) -> ! {
-    // From pid 1, -1 means everybody else in the namespace.
-    if std::process::id() == 1 {
-        // Whoever waits for the lab's end finds no process of it. Again and again, since a container may just be
-        // started anew; what is left when we give up dies with us.
-        let begin = Instant::now();
-        loop {
-            let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-            let collected = waitpid(None, Some(WaitPidFlag::WNOHANG));
-            if collected == Err(Errno::ECHILD) || begin.elapsed() > PATIENCE_AT_THE_END {
-                break;
-            }
-            if matches!(collected, Ok(WaitStatus::StillAlive)) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-    if let Ok(nodes) = fs::read_dir(paths.root().join("nodes")) {
-        for node in nodes.flatten() {
-            let _ = umount2(&node.path().join("netns"), MntFlags::MNT_DETACH);
-        }
-    }
-    let _ = fs::remove_dir_all(paths.root());
-    std::process::exit(0)
 }

@@ -1,5 +1,10 @@
 //! A lab as its caller holds it. Nothing here needs more than the lab's folder and its control socket.
 
+mod components;
+mod objects;
+
+pub use self::objects::manifest_files;
+
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -7,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aquifer_objects::{Folder, Kind, ObjectKey, Writer};
+use aquifer_objects::{Kind, Writer};
 use tokio::task::spawn_blocking;
 
 use crate::capture::Capture;
@@ -16,7 +21,7 @@ use crate::options::{Component, LabOptions, Netns};
 use crate::paths::{LABS, Paths};
 use crate::process::{ExecOutput, Process};
 use crate::start::{self, Leaving};
-use crate::status::{PodInfo, ProcessStats, Status};
+use crate::status::{PodInfo, Status};
 use crate::wire::{self, Reply, Request, Target};
 
 /// The field manager of manifests that a person applies.
@@ -24,6 +29,9 @@ const USER: &str = "user";
 
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(20);
+
+/// How long a lab that ends may keep its lock after it hung up on us.
+const LAST_MOMENTS: Duration = Duration::from_millis(500);
 
 /// A running lab. Dropping the one that started it ends the lab, unless it was started with `keep`.
 #[derive(Debug)]
@@ -98,6 +106,11 @@ impl Lab {
         text.trim().parse().map_err(|_| LabError::Refused(format!("the lab's pid file holds {text:?}")))
     }
 
+    /// Whether the lab is up still.
+    pub fn is_up(&self) -> bool {
+        start::alive(&self.paths)
+    }
+
     /// Ends the lab and waits until nothing of it is left.
     pub async fn down(mut self) -> Result<()> {
         let paths = self.paths.clone();
@@ -110,77 +123,6 @@ impl Lab {
             leaving.wait(Duration::from_secs(10))
         })
         .await
-    }
-
-    // --- Objects -----------------------------------------------------------------------------------------------
-
-    /// Applies manifests (several documents allowed), as `kubectl apply` would.
-    pub async fn apply(&self, yaml: &str) -> Result<Vec<ObjectKey>> {
-        let (writer, yaml) = (Arc::clone(&self.writer), yaml.to_owned());
-        blocking(move || writer.apply_manifest(&yaml).map_err(|error| LabError::Manifest(error.to_string()))).await
-    }
-
-    /// Applies a file, or every `.yaml` file of a folder in the order of their names.
-    pub async fn apply_path(&self, path: impl AsRef<Path>) -> Result<Vec<ObjectKey>> {
-        let path = path.as_ref();
-        let mut files = Vec::new();
-        if path.is_dir() {
-            for entry in fs::read_dir(path).during(|| format!("reading {}", path.display()))? {
-                let entry = entry.during(|| format!("reading {}", path.display()))?.path();
-                if entry.extension().is_some_and(|ext| ext == "yaml" || ext == "yml") {
-                    files.push(entry);
-                }
-            }
-            files.sort();
-        } else {
-            files.push(path.to_owned());
-        }
-        let mut keys = Vec::new();
-        for file in files {
-            let text = fs::read_to_string(&file).during(|| format!("reading {}", file.display()))?;
-            let applied = self.apply(&text).await;
-            keys.extend(applied.map_err(|error| LabError::Manifest(format!("{}: {error}", file.display())))?);
-        }
-        Ok(keys)
-    }
-
-    /// Deletes an object; pods go gracefully, and the call returns when the deletion has begun.
-    pub async fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<()> {
-        let kind: Kind =
-            kind.parse().map_err(|error: aquifer_objects::kinds::UnknownKind| LabError::Manifest(error.to_string()))?;
-        if kind == Kind::Pod {
-            return self.delete_pod(namespace, name, None).await;
-        }
-        let (writer, key) = (Arc::clone(&self.writer), ObjectKey::new(kind, namespace, name));
-        blocking(move || writer.delete(&key).map_err(|error| LabError::Manifest(error.to_string()))).await
-    }
-
-    /// Deletes a pod with the grace period given, or its own. Returns when the deletion has begun.
-    pub async fn delete_pod(&self, namespace: &str, name: &str, grace_seconds: Option<u64>) -> Result<()> {
-        self.ask(Request::DeletePod { namespace: namespace.into(), name: name.into(), grace_seconds }).await.map(drop)
-    }
-
-    /// Sets or removes a label of a namespace.
-    pub async fn label_namespace(&self, namespace: &str, key: &str, value: Option<&str>) -> Result<()> {
-        self.patch_user(Kind::Namespace, "", namespace, serde_json::json!({"metadata": {"labels": {key: value}}})).await
-    }
-
-    /// Sets a Deployment's replicas.
-    pub async fn scale(&self, namespace: &str, deployment: &str, replicas: u32) -> Result<()> {
-        self.patch_user(Kind::Deployment, namespace, deployment, serde_json::json!({"spec": {"replicas": replicas}}))
-            .await
-    }
-
-    /// Merges a patch (RFC 7386) into what the user has applied of an object.
-    pub async fn patch_user(&self, kind: Kind, namespace: &str, name: &str, patch: serde_json::Value) -> Result<()> {
-        let (writer, key) = (Arc::clone(&self.writer), ObjectKey::new(kind, namespace, name));
-        blocking(move || writer.patch(&key, patch).map_err(|error| LabError::Manifest(error.to_string()))).await
-    }
-
-    /// The objects of the kinds as they stand, merged from all field managers.
-    pub async fn objects(&self, kinds: &[Kind]) -> Result<Vec<aquifer_objects::Object>> {
-        let (root, kinds) = (self.paths.manifests(), kinds.to_vec());
-        blocking(move || Ok(Folder::new(root).read(&kinds).0)).await
     }
 
     // --- Status ------------------------------------------------------------------------------------------------
@@ -202,8 +144,10 @@ impl Lab {
         Ok(pods)
     }
 
-    /// One pod, by its name or a Deployment's (its first that isn't being deleted).
+    /// One pod, by its name or a Deployment's (its first that isn't being deleted); `pod/…` and `deploy/…` are
+    /// understood too.
     pub async fn pod(&self, namespace: &str, name: &str) -> Result<PodInfo> {
+        let name = pod_name(name)?;
         let pods = self.status().await?.pods;
         let in_namespace = || pods.iter().filter(|pod| pod.namespace == namespace);
         let found = in_namespace()
@@ -291,7 +235,7 @@ impl Lab {
 
     /// Starts a command in a pod; it is killed when the handle is dropped.
     pub fn spawn<S: AsRef<str>>(&self, namespace: &str, pod_or_deployment: &str, args: &[S]) -> Result<Process> {
-        let target = Target::Pod { namespace: namespace.into(), name: pod_or_deployment.into() };
+        let target = Target::Pod { namespace: namespace.into(), name: pod_name(pod_or_deployment)?.into() };
         Process::start(&self.paths, target, args)
     }
 
@@ -312,7 +256,8 @@ impl Lab {
 
     /// Runs a command in a pod's network namespace, with the machine's files (`nft -j list ruleset`, …).
     pub async fn pod_netns_exec<S: AsRef<str>>(&self, namespace: &str, pod: &str, args: &[S]) -> Result<ExecOutput> {
-        self.netns_exec(Netns::Pod { namespace: namespace.to_owned(), name: pod.to_owned() }, args).await
+        let name = pod_name(pod)?.to_owned();
+        self.netns_exec(Netns::Pod { namespace: namespace.to_owned(), name }, args).await
     }
 
     /// Runs a command on the caller's own stdin, stdout and stderr; returns its exit code.
@@ -322,105 +267,23 @@ impl Lab {
         pod_or_deployment: &str,
         args: &[S],
     ) -> Result<i32> {
-        let target = Target::Pod { namespace: namespace.into(), name: pod_or_deployment.into() };
+        let target = Target::Pod { namespace: namespace.into(), name: pod_name(pod_or_deployment)?.into() };
         Process::attached(&self.paths, target, args).await
     }
 
     /// What a pod's containers wrote so far. Mesh components log under `istio-system` and their own names.
     pub async fn logs(&self, namespace: &str, pod: &str) -> Result<String> {
-        let path = self.paths.log(namespace, pod);
-        read_text(&path)
+        self.read_log(&self.paths.log(namespace, pod))
     }
 
     /// What a component wrote so far, over all its restarts and replacements.
     pub async fn component_logs(&self, component: &Component) -> Result<String> {
-        read_text(&self.log_path(component))
+        self.read_log(&self.log_path(component))
     }
 
     /// The file that a component's lines go to.
     pub fn log_path(&self, component: &Component) -> PathBuf {
         self.paths.log("istio-system", &component.to_string())
-    }
-
-    // --- Components --------------------------------------------------------------------------------------------
-
-    /// Sends a signal to a component's process. It stays down until it is started again.
-    pub async fn kill(&self, component: Component, signal: i32) -> Result<()> {
-        self.ask(Request::SignalComponent { component, signal }).await.map(drop)
-    }
-
-    /// Starts a component that is down, in the pod it was in, and returns when its process runs.
-    pub async fn start_component(&self, component: Component) -> Result<()> {
-        self.start_component_with(component, &[]).await
-    }
-
-    /// The same, with variables that replace or add to those it had.
-    pub async fn start_component_with(&self, component: Component, env: &[(&str, &str)]) -> Result<()> {
-        let env = owned(env);
-        self.ask(Request::StartComponent { component, env }).await.map(drop)
-    }
-
-    /// Waits until a component's readiness probe passes.
-    pub async fn wait_component_ready(&self, component: &Component) -> Result<()> {
-        self.wait_status(&format!("{component} ready"), Duration::from_secs(30), |status| {
-            status.components.iter().any(|found| found.component == *component && found.ready).then_some(())
-        })
-        .await
-    }
-
-    /// Starts a new ztunnel on the node, waits until it is ready, then stops the old one with its grace period.
-    /// Returns when the old one has been told; its name.
-    pub async fn replace_ztunnel(&self, node: &str) -> Result<String> {
-        match self.ask(Request::ReplaceZtunnel { node: node.to_owned(), env: Vec::new() }).await? {
-            Reply::Text(old) => Ok(old),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// What a component's process has used.
-    pub async fn stats(&self, component: Component) -> Result<ProcessStats> {
-        match self.ask(Request::Stats { component }).await? {
-            Reply::Stats(stats) => Ok(stats),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// GET on a ztunnel's admin port (15000, on its own loopback).
-    pub async fn ztunnel_admin(&self, node: &str, path: &str) -> Result<String> {
-        let (status, body) = self.http(Netns::Component(Component::ztunnel(node)), "GET", 15000, path).await?;
-        match status {
-            200 => Ok(body),
-            _ => Err(LabError::Refused(format!("ztunnel on {node} answered {status} to {path}: {body}"))),
-        }
-    }
-
-    /// A component's metrics.
-    pub async fn metrics(&self, component: Component) -> Result<String> {
-        let port = if matches!(component, Component::Ztunnel(_)) { 15020 } else { 15014 };
-        let (_, body) = self.http(Netns::Component(component), "GET", port, "/metrics").await?;
-        Ok(body)
-    }
-
-    /// The sum of a metric's samples whose line holds every one of `labels` (each as `name="value"`).
-    pub async fn metric(&self, component: Component, name: &str, labels: &[&str]) -> Result<f64> {
-        Ok(sum_metric(&self.metrics(component).await?, name, labels))
-    }
-
-    /// One HTTP request to localhost in a network namespace; status and body.
-    pub async fn http(&self, netns: Netns, method: &str, port: u16, path: &str) -> Result<(u16, String)> {
-        match self.ask(Request::Http { netns, method: method.into(), port, path: path.into() }).await? {
-            Reply::Http { status, body } => Ok((status, body)),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// A token for the service account of a pod, as its projected volume would hold.
-    pub async fn token(&self, namespace: &str, pod: &str, ttl: Duration) -> Result<String> {
-        let request = Request::Token { namespace: namespace.into(), pod: pod.into(), ttl_seconds: ttl.as_secs() };
-        match self.ask(request).await? {
-            Reply::Text(token) => Ok(token),
-            other => Err(unexpected(&other)),
-        }
     }
 
     // --- Captures ----------------------------------------------------------------------------------------------
@@ -436,6 +299,19 @@ impl Lab {
     }
 
     // --- Inside ------------------------------------------------------------------------------------------------
+
+    /// Fails if the lab has ended: its folder is not to be made anew.
+    fn check_up(&self) -> Result<()> {
+        if self.is_up() { Ok(()) } else { Err(ended(&self.paths)) }
+    }
+
+    fn read_log(&self, path: &Path) -> Result<String> {
+        let text = fs::read(path).during(|| format!("reading {}", path.display()));
+        match text {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) => self.check_up().and(Err(error)),
+        }
+    }
 
     async fn ask(&self, message: Request) -> Result<Reply> {
         let paths = self.paths.clone();
@@ -460,20 +336,52 @@ pub fn node_ip(node: u8) -> IpAddr {
 }
 
 pub(crate) fn connect(paths: &Paths) -> Result<UnixStream> {
-    UnixStream::connect(paths.control()).map_err(|_| {
-        let name = paths.root().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        LabError::NoSuchLab(name)
+    UnixStream::connect(paths.control()).map_err(|error| {
+        if start::alive(paths) {
+            LabError::Refused(format!("the lab `{}` does not answer: {error}", paths.name()))
+        } else {
+            ended(paths)
+        }
     })
 }
 
 fn request(paths: &Paths, message: &Request) -> Result<Reply> {
     let stream = connect(paths)?;
-    wire::send(&stream, message, &[]).during(|| "asking the lab".into())?;
-    let reply = wire::receive::<Reply>(&stream).during(|| "waiting for the lab's answer".into())?;
-    match reply {
-        Some((Reply::Error(message), _)) => Err(LabError::Refused(message)),
-        Some((reply, _)) => Ok(reply),
-        None => Err(LabError::Refused("the lab went away".into())),
+    let sent = wire::send(&stream, message, &[]);
+    match sent.and_then(|()| wire::receive::<Reply>(&stream)) {
+        Ok(Some((Reply::Error(message), _))) => Err(LabError::Refused(message)),
+        Ok(Some((reply, _))) => Ok(reply),
+        Ok(None) => Err(hung_up(paths, None)),
+        Err(error) => Err(hung_up(paths, Some(error))),
+    }
+}
+
+/// Why the lab hung up: it ended, or somebody failed there.
+pub(crate) fn hung_up(paths: &Paths, error: Option<std::io::Error>) -> LabError {
+    let begin = Instant::now();
+    // Its lock goes a moment after its sockets.
+    while start::alive(paths) {
+        if begin.elapsed() > LAST_MOMENTS {
+            let why = error.map_or_else(String::new, |error| format!(": {error}"));
+            return LabError::Refused(format!("the lab `{}` hung up{why}", paths.name()));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    ended(paths)
+}
+
+fn ended(paths: &Paths) -> LabError {
+    LabError::Ended(paths.name())
+}
+
+/// A pod's or deployment's name without the kind before it, as kubectl takes both.
+fn pod_name(text: &str) -> Result<&str> {
+    let Some((kind, name)) = text.split_once('/') else { return Ok(text) };
+    match kind.parse() {
+        Ok(Kind::Pod | Kind::Deployment) => Ok(name),
+        _ => {
+            Err(LabError::Refused(format!("`{text}`: commands run in a pod (`pod/…`) or a deployment's (`deploy/…`)")))
+        }
     }
 }
 
@@ -494,11 +402,6 @@ fn unexpected(reply: &Reply) -> LabError {
 
 fn owned(env: &[(&str, &str)]) -> Vec<(String, String)> {
     env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
-
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).during(|| format!("reading {}", path.display()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn describe(pod: &PodInfo) -> String {
@@ -529,6 +432,23 @@ pub(crate) fn try_lock(file: &File) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_and_deployments_are_named_with_or_without_their_kind() {
+        let cases = [
+            ("orders", "orders"),
+            ("deploy/orders", "orders"),
+            ("deployment/orders", "orders"),
+            ("pod/x", "x"),
+            ("pods/x", "x"),
+        ];
+        for (text, expect) in cases {
+            assert_eq!(pod_name(text).unwrap(), expect);
+        }
+        for text in ["svc/orders", "nothing/orders"] {
+            assert!(pod_name(text).unwrap_err().to_string().contains(text));
+        }
+    }
 
     #[test]
     fn metrics_add_up_by_label() {

@@ -36,7 +36,7 @@ mod wire;
 
 pub use capture::Capture;
 pub use error::{LabError, Result};
-pub use lab::{Lab, node_ip, sum_metric};
+pub use lab::{Lab, manifest_files, node_ip, sum_metric};
 pub use load::{Load, LoadReport};
 pub use options::{Component, LabOptions, Netns};
 pub use pcap::{Flow, Packet, Pcap};

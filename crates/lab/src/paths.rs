@@ -20,6 +20,11 @@ impl Paths {
         Self { root: root.into() }
     }
 
+    /// The lab's name.
+    pub(crate) fn name(&self) -> String {
+        self.root.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{During, LabError, Result};
-use crate::lab::{blocking, connect};
+use crate::lab::{blocking, connect, hung_up};
 use crate::paths::Paths;
 use crate::wire::{self, Reply, Request, Target};
 
@@ -53,6 +53,7 @@ impl Process {
         let fds = [in_read.as_raw_fd(), out_write.as_raw_fd(), err_write.as_raw_fd()];
         let (control, pid) = exec(paths, target, args, fds)?;
         drop((in_read, out_write, err_write));
+        let paths = paths.clone();
         let waiting = control.try_clone().during(|| "sharing the control connection".into())?;
         Ok(Self {
             pid,
@@ -60,13 +61,14 @@ impl Process {
             stdin: Some(in_write),
             stdout: Output::read(out_read),
             stderr: Output::read(err_read),
-            exit: Some(std::thread::spawn(move || exit_code(&waiting))),
+            exit: Some(std::thread::spawn(move || exit_code(&paths, &waiting))),
         })
     }
 
     pub(crate) async fn attached<S: AsRef<str>>(paths: &Paths, target: Target, args: &[S]) -> Result<i32> {
         let (control, _) = exec(paths, target, args, [0, 1, 2])?;
-        blocking(move || exit_code(&control)).await
+        let paths = paths.clone();
+        blocking(move || exit_code(&paths, &control)).await
     }
 
     /// Its process id inside the lab.
@@ -151,20 +153,23 @@ fn exec<S: AsRef<str>>(paths: &Paths, target: Target, args: &[S], fds: [RawFd; 3
     let control = connect(paths)?;
     let args = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
     let request = Request::Exec { target, args, env: Vec::new() };
-    wire::send(&control, &request, &fds).during(|| "asking the lab to run a command".into())?;
-    match wire::receive::<Reply>(&control).during(|| "waiting for the command to start".into())? {
-        Some((Reply::Started { pid }, _)) => Ok((control, pid)),
-        Some((Reply::Error(message), _)) => Err(LabError::Refused(message)),
-        Some((other, _)) => Err(LabError::Refused(format!("unexpected answer of the lab: {other:?}"))),
-        None => Err(LabError::Refused("the lab went away".into())),
+    let sent = wire::send(&control, &request, &fds);
+    match sent.and_then(|()| wire::receive::<Reply>(&control)) {
+        Ok(Some((Reply::Started { pid }, _))) => Ok((control, pid)),
+        Ok(Some((Reply::Error(message), _))) => Err(LabError::Refused(message)),
+        Ok(Some((other, _))) => Err(LabError::Refused(format!("unexpected answer of the lab: {other:?}"))),
+        Ok(None) => Err(hung_up(paths, None)),
+        Err(error) => Err(hung_up(paths, Some(error))),
     }
 }
 
-fn exit_code(control: &UnixStream) -> Result<i32> {
-    match wire::receive::<Reply>(control).during(|| "waiting for a command's end".into())? {
-        Some((Reply::Exited { code }, _)) => Ok(code),
-        Some((Reply::Error(message), _)) => Err(LabError::Refused(message)),
-        _ => Err(LabError::Refused("the lab went away while a command ran".into())),
+fn exit_code(paths: &Paths, control: &UnixStream) -> Result<i32> {
+    match wire::receive::<Reply>(control) {
+        Ok(Some((Reply::Exited { code }, _))) => Ok(code),
+        Ok(Some((Reply::Error(message), _))) => Err(LabError::Refused(message)),
+        Ok(Some((other, _))) => Err(LabError::Refused(format!("unexpected answer of the lab: {other:?}"))),
+        Ok(None) => Err(hung_up(paths, None)),
+        Err(error) => Err(hung_up(paths, Some(error))),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,6 +24,11 @@ pub(crate) const LOCK_FD: i32 = 3;
 
 /// Logs and state of a demo fit well into this.
 const NEEDED_MIB: u64 = 64;
+
+/// What the folder of a lab that is being removed begins with.
+const GONE: &str = ".gone-";
+/// How long that may take.
+const REMOVAL: Duration = Duration::from_secs(2);
 
 /// Programs of the machine that a lab cannot do without, and their Debian packages.
 const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
@@ -55,7 +61,7 @@ pub(crate) fn start(options: LabOptions) -> Result<Started> {
     let result = launch(&aquifer, &paths, &options, lock);
     if result.is_err() {
         // The folder is ours alone: nobody else has its lock.
-        let _ = fs::remove_dir_all(paths.root());
+        remove_folder(paths.root());
     }
     result.map(|life| Started { name, paths, life })
 }
@@ -88,6 +94,8 @@ impl Leaving {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        // Without the labs' lock, a lab of the same name that just begins would look dead.
+        let _all = lock_labs()?;
         remove_if_dead(&self.paths);
         Ok(())
     }
@@ -165,8 +173,7 @@ fn binary(name: &str) -> Result<PathBuf> {
 
 /// Makes the lab's folder and locks it. What dead labs left goes on the way.
 fn claim(name: &str, paths: &Paths) -> Result<File> {
-    let all = File::create(Path::new(LABS).join(".lock")).during(|| "opening the labs' lock".into())?;
-    all.lock().during(|| "locking the labs' folder".into())?;
+    let _all = lock_labs()?;
     for entry in fs::read_dir(LABS).during(|| format!("reading {LABS}"))?.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_if_dead(&Paths::at(entry.path()));
@@ -175,6 +182,8 @@ fn claim(name: &str, paths: &Paths) -> Result<File> {
     if paths.root().exists() {
         return Err(LabError::Exists(name.to_owned()));
     }
+    // The mesh's keys and tokens lie in there.
+    fs::DirBuilder::new().mode(0o700).create(paths.root()).during(|| format!("making {}", paths.root().display()))?;
     for folder in [paths.manifests(), paths.logs()] {
         fs::create_dir_all(&folder).during(|| format!("making {}", folder.display()))?;
     }
@@ -183,10 +192,41 @@ fn claim(name: &str, paths: &Paths) -> Result<File> {
     Ok(lock)
 }
 
+/// Held while labs are made and what dead ones left is removed.
+fn lock_labs() -> Result<File> {
+    let all = File::create(Path::new(LABS).join(".lock")).during(|| "opening the labs' lock".into())?;
+    all.lock().during(|| "locking the labs' folder".into())?;
+    Ok(all)
+}
+
 fn remove_if_dead(paths: &Paths) {
-    if !alive(paths) {
+    if paths.root().exists() && !alive(paths) {
         // Its namespaces died with its pid 1, so nothing is mounted in here any more.
-        let _ = fs::remove_dir_all(paths.root());
+        remove_folder(paths.root());
+    }
+}
+
+/// Removes a lab's folder, which is out of everybody's sight at once. Its last processes may still write.
+pub(crate) fn remove_folder(root: &Path) {
+    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    let mut gone = root.to_owned();
+    if !name.starts_with(GONE) {
+        let aside = root.with_file_name(format!("{GONE}{name}-{:08x}", rand::random::<u32>()));
+        if fs::rename(root, &aside).is_ok() {
+            gone = aside;
+        }
+    }
+    let begin = Instant::now();
+    while let Err(error) = fs::remove_dir_all(&gone) {
+        if error.kind() == std::io::ErrorKind::NotFound && !gone.exists() {
+            return;
+        }
+        if begin.elapsed() > REMOVAL {
+            // The next start tries again.
+            tracing::warn!(folder = %gone.display(), %error, "a dead lab's folder stays");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,6 +1,8 @@
 //! The mesh's own pods: istiod-lite on node1, an agent and a ztunnel on each node, with what a cluster would mount.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,13 +108,13 @@ pub(super) fn token(shared: &Shared, pod: &PodState, ttl: Duration) -> Result<St
     tokens.issue(&subject, ttl)
 }
 
-async fn create(shared: &Arc<Shared>, new: NewPod) -> Result<Arc<PodState>> {
+pub(super) async fn create(shared: &Arc<Shared>, new: NewPod) -> Result<Arc<PodState>> {
     let (answer, created) = oneshot::channel();
     shared.send(Event::Create(Box::new(new), answer));
     created.await.map_err(|_| LabError::Start("the cluster is gone".into()))?
 }
 
-async fn wait_ready(shared: &Shared, pod: &PodState) -> Result<()> {
+pub(super) async fn wait_ready(shared: &Shared, pod: &PodState) -> Result<()> {
     let begin = tokio::time::Instant::now();
     loop {
         {
@@ -136,7 +138,7 @@ async fn wait_ready(shared: &Shared, pod: &PodState) -> Result<()> {
     }
 }
 
-fn apply(shared: &Shared, object: Value) -> Result<()> {
+pub(super) fn apply(shared: &Shared, object: Value) -> Result<()> {
     shared.writer.apply_json(object).map(drop).map_err(|error| LabError::Start(error.to_string()))
 }
 
@@ -333,7 +335,7 @@ fn keep_tokens_fresh(shared: &Arc<Shared>) {
                 }
                 if let Some((wanted, copy)) = &pod.extra.copy
                     && fs::read(wanted).ok() != fs::read(copy).ok()
-                    && let Err(error) = replace(copy, &fs::read(wanted).unwrap_or_default())
+                    && let Err(error) = replace(copy, &fs::read(wanted).unwrap_or_default(), 0o644)
                 {
                     tracing::warn!(pod = pod.name, %error, "the root certificate was not copied");
                 }
@@ -350,13 +352,16 @@ fn has_token(pod: &PodState) -> bool {
 /// Writes a ztunnel's token. The first one is there before its container starts.
 pub(super) fn write_token(shared: &Shared, pod: &PodState, ttl: Duration) -> Result<()> {
     let file = shared.paths.pod(&pod.uid).join("tokens/istio-token");
-    replace(&file, token(shared, pod, ttl)?.as_bytes()).during(|| format!("writing {}", file.display()))
+    replace(&file, token(shared, pod, ttl)?.as_bytes(), 0o600).during(|| format!("writing {}", file.display()))
 }
 
 /// As a kubelet updates a volume: never half-written.
-fn replace(file: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+fn replace(file: &std::path::Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let new = file.with_extension("new");
-    fs::write(&new, bytes)?;
+    // What an interrupted write left would keep its mode.
+    let _ = fs::remove_file(&new);
+    let mut open = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    open.write_all(bytes)?;
     fs::rename(new, file)
 }
 
@@ -372,7 +377,7 @@ fn binary(name: &str, mounts: &mut Vec<Mount>) -> Result<String> {
     Ok(there)
 }
 
-fn mount(source: PathBuf, target: &str) -> Mount {
+pub(super) fn mount(source: PathBuf, target: &str) -> Mount {
     Mount { source, target: target.into() }
 }
 
@@ -382,7 +387,7 @@ fn with(env: &[(&str, String)], more: &[(String, String)]) -> Vec<Value> {
     all.map(|(name, value)| json!({"name": name, "value": value})).collect()
 }
 
-fn name_suffix() -> String {
+pub(super) fn name_suffix() -> String {
     suffix(&mut rng())
 }
 

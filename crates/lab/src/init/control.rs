@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use aquifer_objects::{Folder, Kind, Object, ObjectKey};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::cluster::Event;
-use super::pod::Order;
+use super::pod::{Order, PodState};
 use super::reaper::{Place, Running};
 use super::sandbox::{self, Namespaces};
 use super::shared::Shared;
@@ -19,6 +20,9 @@ use crate::error::{During, LabError, Result};
 use crate::options::Netns;
 use crate::start::find_program;
 use crate::wire::{self, Reply, Request, Target};
+
+/// How long a caller's command waits for a pod that is being made.
+const SANDBOX_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Starts serving. Each caller gets a thread: most of what they ask blocks.
 pub(super) fn serve(shared: Arc<Shared>) -> Result<()> {
@@ -100,7 +104,7 @@ fn handle(shared: &Arc<Shared>, request: Request) -> Result<Reply> {
             let pod = shared.find_pod(&namespace, &pod)?;
             Reply::Text(components::token(shared, &pod, Duration::from_secs(ttl_seconds))?)
         }
-        Request::Down => super::end(&shared.paths),
+        Request::Down => super::ending::end(&shared.paths),
         Request::Exec { .. } | Request::Signal(_) => Reply::Error("not a request of its own".into()),
     })
 }
@@ -157,12 +161,11 @@ fn start(
     let mut command = Command::new(program);
     let (namespaces, own) = match target {
         Target::Pod { namespace, name } => {
-            let pod = shared.find_pod(namespace, name)?;
+            let (pod, namespaces) = sandbox_of(shared, namespace, name)?;
             let live = pod.live.lock();
-            let missing = || LabError::Refused(format!("pod `{}` has no sandbox yet ({})", pod.name, live.message));
             let first =
                 live.containers.values().find(|container| !container.init).map(|container| container.env.clone());
-            (live.namespaces.clone().ok_or_else(missing)?, first.unwrap_or_default())
+            (namespaces, first.unwrap_or_default())
         }
         Target::Netns(netns) => (netns_of(shared, netns)?, Vec::new()),
     };
@@ -186,9 +189,46 @@ fn base_env() -> [(String, String); 3] {
     ]
 }
 
+/// A pod and its namespaces. One that was applied a moment ago gets them a moment later.
+fn sandbox_of(shared: &Shared, namespace: &str, name: &str) -> Result<(Arc<PodState>, Namespaces)> {
+    let begin = Instant::now();
+    loop {
+        let (wait, error) = match shared.find_pod(namespace, name) {
+            Err(error) => (is_applied(shared, namespace, name), error),
+            Ok(pod) => {
+                let live = pod.live.lock();
+                if let Some(namespaces) = live.namespaces.clone() {
+                    drop(live);
+                    return Ok((pod, namespaces));
+                }
+                let why = if live.message.is_empty() { String::new() } else { format!(": {}", live.message) };
+                let gone = pod.is_terminating();
+                let state = if gone { "has no sandbox any more" } else { "has no sandbox yet" };
+                (!gone, LabError::Refused(format!("pod `{}` {state}{why}", pod.name)))
+            }
+        };
+        if !wait || begin.elapsed() > SANDBOX_PATIENCE {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a manifest says that there is to be such a pod.
+fn is_applied(shared: &Shared, namespace: &str, name: &str) -> bool {
+    let folder = Folder::new(shared.paths.manifests());
+    let wants_pods = |object| match object {
+        Object::Deployment(deployment) => deployment.spec.replicas != Some(0),
+        _ => true,
+    };
+    [Kind::Deployment, Kind::Pod]
+        .iter()
+        .any(|kind| folder.get(&ObjectKey::new(*kind, namespace, name)).is_some_and(wants_pods))
+}
+
 /// The network alone; files stay the machine's.
 fn netns_of(shared: &Shared, netns: &Netns) -> Result<Namespaces> {
-    let of_pod = |pod: Arc<super::pod::PodState>| {
+    let of_pod = |pod: Arc<PodState>| {
         let net = pod.live.lock().namespaces.as_ref().and_then(|namespaces| namespaces.net.clone());
         let net = net.ok_or_else(|| LabError::Refused(format!("pod `{}` has no sandbox yet", pod.name)))?;
         Ok(Namespaces::net_only(net))
@@ -200,7 +240,7 @@ fn netns_of(shared: &Shared, netns: &Netns) -> Result<Namespaces> {
                 shared.node_named(name).ok_or_else(|| LabError::Refused(format!("there is no node `{name}`")))?;
             Ok(Namespaces::net_only(Arc::clone(&node.net)))
         }
-        Netns::Pod { namespace, name } => of_pod(shared.find_pod(namespace, name)?),
+        Netns::Pod { namespace, name } => of_pod(sandbox_of(shared, namespace, name)?.0),
         Netns::Component(component) => of_pod(shared.component(component)?),
     }
 }

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::ending;
 use super::sandbox::Namespaces;
 use super::shared::Shared;
 use crate::error::{During, LabError, Result};
@@ -98,6 +99,9 @@ impl Reaper {
         unsafe {
             command.pre_exec(move || enter(&place));
         }
+        let Some(_leave) = ending::leave_to_start() else {
+            return Err(std::io::Error::other("the lab is ending"));
+        };
         let _guard = self.starting.read();
         // The handle is dropped without waiting: `collect` waits for everybody.
         let child = command.spawn()?;

@@ -8,7 +8,7 @@ use aquifer_lab::{Lab, LabError, LabOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{curl, idle, plain_lab, start, until, web};
+use crate::support::{aquifer, curl, idle, plain_lab, start, until, web};
 
 /// Processes of the machine, other than zombies, that are in the PID namespace of this process of the machine.
 fn processes_in(pid_namespace: u64) -> usize {
@@ -33,6 +33,7 @@ fn mounts_with(text: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_pods_on_two_nodes_are_up_in_two_seconds() {
+    aquifer();
     let begin = Instant::now();
     let lab = plain_lab().await;
     let started = begin.elapsed();
@@ -72,11 +73,65 @@ async fn killing_pid_1_leaves_nothing() {
     assert_eq!(mounts_with(&folder.display().to_string()), 0, "nothing is mounted for the machine to see");
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     until("no process left", Duration::from_secs(10), async || processes_in(namespace) == 0).await;
-    assert!(matches!(lab.status().await, Err(LabError::NoSuchLab(_))));
+    assert!(matches!(lab.status().await, Err(LabError::Ended(_))) && !lab.is_up());
     // What is left is a folder, and the next start removes it.
     let next = plain_lab().await;
     assert!(!folder.exists());
     drop(next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_a_lab_is_told_of_its_end() {
+    let lab = plain_lab().await;
+    lab.apply(&idle("default", "idle", 1, None)).await.unwrap();
+    lab.wait_ready("default", "idle", 1).await.unwrap();
+    let (pid, folder) = (lab.pid().unwrap(), lab.state_dir().to_owned());
+    let command = lab.spawn("default", "idle", &["sleep", "86397.1"]).unwrap();
+    let begin = Instant::now();
+    let (waited, ran, ()) = tokio::join!(lab.wait_ready("default", "idle", 2), command.wait(), async {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    });
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    let errors = [
+        waited.unwrap_err(),
+        ran.unwrap_err(),
+        lab.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: late}\n").await.unwrap_err(),
+        lab.exec("default", "idle", &["true"]).await.unwrap_err(),
+        lab.wait_namespace_ready("default").await.unwrap_err(),
+        lab.label_namespace("default", "a", Some("b")).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.to_string(), format!("the lab `{}` ended", lab.name()));
+    }
+    // The starter that is still there removes what pid 1 could not.
+    drop(lab);
+    assert!(!folder.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lab_that_goes_down_while_pods_restart_leaves_no_folder() {
+    let lab = plain_lab().await;
+    let restless =
+        idle("default", "restless", 20, None).replace("[sleep, infinity]", "[sh, -c, 'echo again; sleep 0.1']");
+    lab.apply(&restless).await.unwrap();
+    let what = "pods that restart";
+    lab.wait_status(what, Duration::from_secs(30), |status| {
+        (status.pods.iter().map(|pod| pod.restarts).sum::<u32>() > 20).then_some(())
+    })
+    .await
+    .unwrap();
+    let (folder, labs) = (lab.state_dir().to_owned(), lab.state_dir().parent().unwrap().to_owned());
+    let (namespace, name) = (pid_namespace(lab.pid().unwrap()), lab.name().to_owned());
+    lab.down().await.unwrap();
+    assert_eq!(processes_in(namespace), 0);
+    let of_it = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().contains(&name);
+    assert!(!folder.exists() && !std::fs::read_dir(labs).unwrap().flatten().any(|entry| of_it(&entry)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_looks_into_a_lab() {
+    let lab = plain_lab().await;
+    assert_eq!(std::fs::metadata(lab.state_dir()).unwrap().mode() & 0o777, 0o700);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +142,7 @@ async fn a_lab_ends_with_its_starter_however_that_ends() {
     assert!(processes_in(namespace) == 0 && !folder.exists(), "dropped");
 
     // A starter that is killed cannot say goodbye.
-    let aquifer = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("aquifer");
+    let aquifer = aquifer();
     let name = format!("starter-{}", std::process::id());
     let mut starter = Command::new(aquifer)
         .args(["lab", "up", "--no-mesh", "--foreground", "--name", &name])

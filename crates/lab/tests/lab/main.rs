@@ -1,5 +1,5 @@
-//! The lab against a real kernel: needs root, and the `aquifer` binary beside this test (`cargo build -p aquifer`).
-//! Without them every test fails with one line that says so. Labs run side by side, so the tests do too.
+//! The lab against a real kernel: needs root, and builds the binaries that a lab starts. Labs run side by side, so the
+//! tests do too.
 
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use aquifer_lab::{Component, LabOptions};
 use aquifer_objects::Kind;
 
-use crate::support::{idle, start, until, web};
+use crate::support::{aquifer, idle, start, until, web};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mesh_is_up_with_ten_pods_in_two_seconds() {
+    aquifer();
     let begin = Instant::now();
     let lab = start(LabOptions::default()).await;
     let started = begin.elapsed();
@@ -28,6 +29,8 @@ async fn the_mesh_is_up_with_ten_pods_in_two_seconds() {
     for file in files {
         assert!(lab.exec("istio-system", &ztunnel.name, &["test", "-s", file]).await.unwrap().ok(), "{file}");
     }
+    let mode = lab.exec("istio-system", &ztunnel.name, &["stat", "-c", "%a", files[0]]).await.unwrap();
+    assert_eq!(mode.stdout.trim(), "600", "a token is its owner's");
     assert!(lab.ztunnel_admin("node1", "/config_dump").await.unwrap().contains("\"workloads\""));
     for component in status.components.iter().map(|component| component.component.clone()) {
         assert!(lab.metrics(component.clone()).await.unwrap().contains("# TYPE"), "{component}");

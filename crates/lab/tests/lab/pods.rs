@@ -219,6 +219,34 @@ async fn commands_in_pods() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn commands_wait_for_pods_that_were_just_applied() {
+    let lab = plain_lab().await;
+    for round in 0..5 {
+        let name = format!("new-{round}");
+        lab.apply(&idle("default", &name, 1, None)).await.unwrap();
+        let output = lab.exec("default", &format!("deploy/{name}"), &["hostname"]).await.unwrap();
+        assert!(output.stdout.starts_with(&name), "{output:?}");
+    }
+    let error = lab.exec("default", "svc/new-0", &["true"]).await.unwrap_err().to_string();
+    assert!(error.contains("`deploy/…`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_that_kubernetes_refuses_are_refused() {
+    let lab = plain_lab().await;
+    lab.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n").await.unwrap();
+    // One namespace is a person's, the other the lab's.
+    for namespace in ["shop", "default"] {
+        for (key, value) in [("bad key!", "b"), ("a", "b c")] {
+            let error = lab.label_namespace(namespace, key, Some(value)).await.unwrap_err().to_string();
+            assert!(error.starts_with("metadata.labels: the "), "{error}");
+        }
+        lab.label_namespace(namespace, "istio.io/dataplane-mode", Some("ambient")).await.unwrap();
+        lab.label_namespace(namespace, "istio.io/dataplane-mode", None).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_run_says_why_and_bad_manifests_are_refused() {
     let lab = plain_lab().await;
     lab.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: default}\nspec: {containers: [{name: c, image: nginx}]}\n").await.unwrap();

@@ -1,5 +1,7 @@
 //! What the tests share: a lab, and manifests of small programs.
 
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use aquifer_lab::{Lab, LabOptions};
@@ -10,10 +12,26 @@ pub(crate) async fn plain_lab() -> Lab {
 }
 
 pub(crate) async fn start(options: LabOptions) -> Lab {
+    tokio::task::spawn_blocking(aquifer).await.unwrap();
     match Lab::start(options).await {
         Ok(lab) => lab,
         Err(error) => panic!("{error}"),
     }
+}
+
+/// The `aquifer` binary. It and those that a lab starts are built once per run: a test must not try yesterday's.
+pub(crate) fn aquifer() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        assert!(nix::unistd::Uid::effective().is_root(), "a lab makes network namespaces: run its tests as root");
+        let status = std::process::Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--workspace", "--bins"])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .status()
+            .expect("cargo to run");
+        assert!(status.success(), "cargo build of the binaries");
+    });
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("aquifer")
 }
 
 /// A web server that answers with its pod's name, and its Service on port 80.
