@@ -1,9 +1,13 @@
 //! The connecting end of one HBONE connection, without the pool.
 
 use crate::config::ClientConfig;
+use crate::credit::Budget;
 use crate::error::ConnectError;
+use crate::flood::Flood;
+use crate::guard::{Guard, Watch};
 use crate::keepalive;
 use crate::stream::H2Stream;
+use crate::tuning::Tuning;
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
@@ -33,6 +37,7 @@ pub struct HboneRequest {
 #[derive(Clone)]
 pub struct Client {
     send: SendRequest<Bytes>,
+    tuning: Tuning,
     response_timeout: Duration,
 }
 
@@ -47,11 +52,12 @@ impl Client {
         let request = head(request)?;
         let mut ready = self.send.clone().ready().await?;
         let (response, send) = ready.send_request(request, false)?;
+        let credit = self.tuning.open(send.stream_id().as_u32());
         let (head, recv) = response.await?.into_parts();
         if head.status != StatusCode::OK {
             return Err(ConnectError::Status { status: head.status, headers: Box::new(head.headers) });
         }
-        Ok((H2Stream::new(send, recv), head.headers))
+        Ok((H2Stream::new(send, recv, credit), head.headers))
     }
 
     /// Whether the connection takes new streams. False after a GOAWAY or a failure.
@@ -89,6 +95,9 @@ pub enum ConnectionError {
     /// No answer to a PING.
     #[error("no answer to PING within {0:?}")]
     PingTimeout(Duration),
+    /// Frames that cost more than they are worth.
+    #[error("too many {0}")]
+    Flood(Flood),
 }
 
 /// Starts HTTP/2 on an authenticated byte stream. The [`Driver`] must be polled for anything to happen.
@@ -96,25 +105,43 @@ pub async fn handshake<Io>(io: Io, config: &ClientConfig) -> Result<(Client, Dri
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
+    handshake_within(io, config, &Budget::default()).await
+}
+
+/// Like [`handshake`], with what the pod's connections may hold together.
+pub async fn handshake_within<Io>(
+    io: Io,
+    config: &ClientConfig,
+    budget: &Budget,
+) -> Result<(Client, Driver<Io>), h2::Error>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
     let windows = config.windows.legal();
+    let io = Guard::new(io, 0);
+    let watch = io.watch();
+    let tuning = Tuning::new(windows, budget, watch.clone());
+    let (stream_window, connection_window) = tuning.initial();
     let (send, connection) = h2::client::Builder::new()
         .enable_push(false)
-        .initial_window_size(windows.stream)
-        .initial_connection_window_size(windows.connection)
+        .initial_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
         .max_frame_size(windows.frame)
         .max_header_list_size(config.max_header_list)
         .max_send_buffer_size(windows.send_buffer)
         .initial_max_send_streams(INITIAL_MAX_STREAMS)
         .handshake(io)
         .await?;
-    let client = Client { send, response_timeout: config.response_timeout };
-    Ok((client, Driver { connection, keepalive: config.keepalive }))
+    let client = Client { send, tuning: tuning.clone(), response_timeout: config.response_timeout };
+    Ok((client, Driver { connection, tuning, watch, keepalive: config.keepalive }))
 }
 
 /// What moves a connection's frames.
 #[must_use = "the connection stands still unless the driver runs"]
 pub struct Driver<Io> {
-    connection: Connection<Io, Bytes>,
+    connection: Connection<Guard<Io>, Bytes>,
+    tuning: Tuning,
+    watch: Watch,
     keepalive: crate::config::Keepalive,
 }
 
@@ -129,12 +156,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
     pub(crate) async fn run_observed(mut self, mut progress: impl FnMut()) -> Result<(), ConnectionError> {
         let timeout = self.keepalive.timeout;
         let mut dead = pin!(keepalive::watch(self.connection.ping_pong(), self.keepalive));
-        let mut connection = self.connection;
+        let (mut connection, tuning, watch) = (self.connection, self.tuning, self.watch);
         std::future::poll_fn(move |cx| {
+            tuning.before_poll(&mut connection);
             let polled = Pin::new(&mut connection).poll(cx);
+            tuning.after_poll();
             progress();
             if let Poll::Ready(result) = polled {
                 return Poll::Ready(result.map_err(ConnectionError::from));
+            }
+            if let Some(flood) = watch.flood() {
+                return Poll::Ready(Err(ConnectionError::Flood(flood)));
             }
             match dead.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(Err(ConnectionError::PingTimeout(timeout))),

@@ -5,12 +5,15 @@ use std::time::Duration;
 /// Flow control and framing of a connection.
 ///
 /// The reference proxy gives each stream 4 MiB and the connection 16 MiB, so that four stalled readers stall all
-/// others. Ours give a stream a sixteenth of the connection, and credit comes back when bytes have left.
+/// others. Ours start at 256 KiB a stream and widen with use, but never so far that stalled streams could take all of
+/// the connection's credit; credit comes back when bytes have left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// Receive window of each stream (HTTP2_STREAM_WINDOW_SIZE).
+    /// Receive window that a stream starts with (HTTP2_STREAM_WINDOW_SIZE), as long as they are few.
     pub stream: u32,
-    /// Receive window of the connection (HTTP2_CONNECTION_WINDOW_SIZE).
+    /// The widest that use makes it.
+    pub stream_max: u32,
+    /// Bytes that a connection may hold received and not yet passed on, at most (HTTP2_CONNECTION_WINDOW_SIZE).
     pub connection: u32,
     /// Largest DATA frame we take (HTTP2_FRAME_SIZE).
     pub frame: u32,
@@ -20,7 +23,14 @@ pub struct Windows {
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { stream: 256 << 10, connection: 4 << 20, frame: 1 << 20, send_buffer: 256 << 10 }
+        Self {
+            stream: 256 << 10,
+            stream_max: 4 << 20,
+            connection: 16 << 20,
+            frame: 1 << 20,
+            // 200 streams whose peer grants credit and does not read hold 12.5 MiB.
+            send_buffer: 64 << 10,
+        }
     }
 }
 
@@ -31,6 +41,7 @@ impl Windows {
         let max = (1 << 31) - 1;
         Self {
             stream: self.stream.min(max),
+            stream_max: self.stream_max.clamp(self.stream.min(max), max),
             connection: self.connection.clamp(65_535, max),
             frame: self.frame.clamp(1 << 14, (1 << 24) - 1),
             send_buffer: self.send_buffer.clamp(1, u32::MAX as usize),
@@ -90,7 +101,12 @@ pub struct ServerConfig {
     pub keepalive: Keepalive,
     /// Time for the client's HTTP/2 preface.
     pub handshake_timeout: Duration,
+    /// Time from there to the first request.
+    pub request_timeout: Duration,
 }
+
+/// Bytes that all connections of a pod may hold received and not yet passed on, unless told otherwise.
+pub const POD_BUDGET: u64 = 64 << 20;
 
 impl Default for ServerConfig {
     fn default() -> Self {
@@ -100,6 +116,7 @@ impl Default for ServerConfig {
             max_header_list: 64 << 10,
             keepalive: Keepalive::default(),
             handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
         }
     }
 }

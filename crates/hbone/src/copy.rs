@@ -179,7 +179,10 @@ impl Half {
 
     fn gather<F: Transport>(&mut self, cx: &mut Context<'_>, from: &mut F) {
         let ended = self.eof || self.broken.is_some();
-        while !ended && self.bufs.len() < GATHER && self.bufs.chunks() < GATHER_CHUNKS {
+        // From HTTP/2 all that is there: left inside, small frames would weigh many times their bytes, and a few
+        // thousand of them end the whole connection (h2's DATA frame budget). The stream's window is the bound.
+        let credited = from.is_credited();
+        while !ended && (credited || self.bufs.len() < GATHER && self.bufs.chunks() < GATHER_CHUNKS) {
             match from.poll_recv(cx) {
                 Poll::Ready(Ok(Some(bytes))) => self.bufs.push(bytes),
                 Poll::Ready(Ok(None)) => return self.eof = true,

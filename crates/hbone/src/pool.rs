@@ -8,6 +8,7 @@ mod guards;
 
 use crate::client::{self, Client, HboneRequest};
 use crate::config::ClientConfig;
+use crate::credit::Budget;
 use crate::error::ConnectError;
 use crate::stream::H2Stream;
 use admission::{Action, Admission, ConnId, Decision, StreamPermit, Ticket};
@@ -139,6 +140,11 @@ impl<K: Key, C: Connect<K>> Clone for Pool<K, C> {
 impl<K: Key, C: Connect<K>> Pool<K, C> {
     /// An empty pool. On `cancel`'s drain connections close as soon as they have no streams, on force at once.
     pub fn new(connector: C, config: PoolConfig, cancel: Cancel, tracker: Tracker) -> Self {
+        Self::within(Budget::default(), connector, config, cancel, tracker)
+    }
+
+    /// Like [`new`](Self::new), with what the pod's connections may hold together.
+    pub fn within(budget: Budget, connector: C, config: PoolConfig, cancel: Cancel, tracker: Tracker) -> Self {
         let state = State {
             admission: Admission::new(config.max_streams, config.idle_timeout),
             conns: HashMap::new(),
@@ -150,6 +156,7 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
                 state: RefCell::new(state),
                 sweeping: Cell::new(false),
                 config,
+                budget,
                 cancel,
                 tracker,
             }),
@@ -246,6 +253,7 @@ struct Inner<K: Key, C: Connect<K>> {
     state: RefCell<State<K, C>>,
     sweeping: Cell<bool>,
     config: PoolConfig,
+    budget: Budget,
     cancel: Cancel,
     tracker: Tracker,
 }
@@ -306,12 +314,12 @@ impl<K: Key, C: Connect<K>> Inner<K, C> {
         let mut dial = Dial { pool: Rc::downgrade(self), key: Some(key.clone()) };
         let connector = self.connector.clone();
         let (timeout, config) = (self.config.connect_timeout, self.config.client.clone());
-        let cancel = self.cancel.clone();
+        let (cancel, budget) = (self.cancel.clone(), self.budget.clone());
         self.tracker.spawn_local("hbone-connection", async move {
             let connect = tokio::time::timeout(timeout, async {
                 let io = connector.connect(&key).await.map_err(|e| PoolError::Connect(Arc::new(e)))?;
                 let peer = connector.peer(&io);
-                let handshake = client::handshake(io, &config).await;
+                let handshake = client::handshake_within(io, &config, &budget).await;
                 handshake.map(|(client, driver)| (client, driver, peer)).map_err(|e| PoolError::Handshake(Arc::new(e)))
             });
             let connected = tokio::select! {

@@ -42,7 +42,7 @@ impl Frame {
         self.payload.chunks(6).map(entry).collect()
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = (self.payload.len() as u32).to_be_bytes()[1..].to_vec();
         out.extend([self.kind, self.flags]);
         out.extend(self.stream.to_be_bytes());

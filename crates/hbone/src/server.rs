@@ -1,8 +1,12 @@
 //! The accepting end: one HTTP/2 connection, a task per CONNECT.
 
 use crate::config::ServerConfig;
+use crate::credit::Budget;
+use crate::flood::Flood;
+use crate::guard::{Guard, Watch};
 use crate::keepalive;
 use crate::stream::H2Stream;
+use crate::tuning::{StreamCredit, Tuning};
 use aquifer_runtime::{Cancel, Tracker};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
@@ -10,11 +14,21 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod stalls;
+#[cfg(test)]
 mod tests;
+
+/// Length of a client's preface, before its first frame (RFC 9113, 3.4).
+const PREFACE_LEN: usize = 24;
+/// Time to tell a peer why it is sent away.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why serving a connection ended early.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +42,12 @@ pub enum ServeError {
     /// No answer to a PING.
     #[error("no answer to PING within {0:?}")]
     PingTimeout(Duration),
+    /// A connection, and nothing asked of it.
+    #[error("no request within {0:?}")]
+    RequestTimeout(Duration),
+    /// Frames that cost more than they are worth.
+    #[error("too many {0}")]
+    Flood(Flood),
 }
 
 impl ServeError {
@@ -35,7 +55,8 @@ impl ServeError {
     pub fn is_disconnect(&self) -> bool {
         match self {
             Self::Http2(e) => e.is_io(),
-            Self::HandshakeTimeout(_) | Self::PingTimeout(_) => true,
+            Self::HandshakeTimeout(_) | Self::PingTimeout(_) | Self::RequestTimeout(_) => true,
+            Self::Flood(_) => false,
         }
     }
 }
@@ -56,11 +77,32 @@ where
     H: Fn(ConnectRequest) -> F,
     F: Future<Output = ()> + 'static,
 {
-    let Some(mut connection) = handshake(io, config, &cancel).await? else {
+    serve_within(io, config, &Budget::default(), handler, cancel, tracker).await
+}
+
+/// Like [`serve`], with what the pod's connections may hold together.
+pub async fn serve_within<Io, H, F>(
+    io: Io,
+    config: &ServerConfig,
+    budget: &Budget,
+    handler: H,
+    cancel: Cancel,
+    tracker: &Tracker,
+) -> Result<(), ServeError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(ConnectRequest) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let io = Guard::new(io, PREFACE_LEN);
+    let watch = io.watch();
+    let tuning = Tuning::new(config.windows.legal(), budget, watch.clone());
+    let Some(mut connection) = handshake(io, config, tuning.initial(), &cancel).await? else {
         return Ok(());
     };
     let mut dead = pin!(keepalive::watch(connection.ping_pong(), config.keepalive));
-    let mut draining = false;
+    let mut unused = pin!(tokio::time::sleep(config.request_timeout));
+    let (mut draining, mut asked) = (false, false);
     loop {
         tokio::select! {
             // The end first: a busy peer must not keep a connection that is to go.
@@ -70,17 +112,68 @@ where
                 draining = true;
                 connection.graceful_shutdown();
             }
-            accepted = connection.accept() => match accepted {
-                None => return Ok(()),
-                Some(request) => {
-                    let (request, respond) = request?;
-                    if let Some(request) = ConnectRequest::new(request, respond) {
+            accepted = next(&mut connection, &tuning, &watch) => match accepted {
+                Next::End => return Ok(()),
+                Next::Request(request) => {
+                    asked = true;
+                    let (request, respond) = (*request)?;
+                    let credit = tuning.open(request.body().stream_id().as_u32());
+                    if let Some(request) = ConnectRequest::new(request, respond, credit, &watch) {
                         tracker.spawn_local("hbone-stream", handler(request));
                     }
                 }
+                Next::Flood(flood) => {
+                    dismiss(connection, Reason::ENHANCE_YOUR_CALM, &cancel).await;
+                    return Err(ServeError::Flood(flood));
+                }
             },
             () = &mut dead => return Err(ServeError::PingTimeout(config.keepalive.timeout)),
+            () = &mut unused, if !asked => {
+                dismiss(connection, Reason::NO_ERROR, &cancel).await;
+                return Err(ServeError::RequestTimeout(config.request_timeout));
+            }
         }
+    }
+}
+
+/// What h2 accepts.
+type Asked = Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>;
+
+enum Next {
+    Request(Box<Asked>),
+    End,
+    Flood(Flood),
+}
+
+/// Lets the connection go on until there is something to do for it.
+async fn next<Io>(connection: &mut Connection<Io, Bytes>, tuning: &Tuning, watch: &Watch) -> Next
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| {
+        tuning.before_poll(connection);
+        let accepted = pin!(connection.accept()).poll(cx);
+        tuning.after_poll();
+        if let Some(flood) = watch.flood() {
+            return Poll::Ready(Next::Flood(flood));
+        }
+        accepted.map(|accepted| accepted.map_or(Next::End, |request| Next::Request(Box::new(request))))
+    })
+    .await
+}
+
+/// Closes with GOAWAY; the streams break.
+async fn dismiss<Io>(mut connection: Connection<Io, Bytes>, reason: Reason, cancel: &Cancel)
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    connection.abrupt_shutdown(reason);
+    let written = async { while connection.accept().await.is_some() {} };
+    tokio::select! {
+        biased;
+        () = cancel.forced() => {}
+        // It may not even read.
+        _ = tokio::time::timeout(LAST_WORDS, written) => {}
     }
 }
 
@@ -88,6 +181,7 @@ where
 async fn handshake<Io>(
     io: Io,
     config: &ServerConfig,
+    (stream_window, connection_window): (u32, u32),
     cancel: &Cancel,
 ) -> Result<Option<Connection<Io, Bytes>>, ServeError>
 where
@@ -95,12 +189,14 @@ where
 {
     let windows = config.windows.legal();
     let handshake = h2::server::Builder::new()
-        .initial_window_size(windows.stream)
-        .initial_connection_window_size(windows.connection)
+        .initial_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
         .max_frame_size(windows.frame)
         .max_header_list_size(config.max_header_list)
         .max_concurrent_streams(config.max_concurrent_streams)
         .max_send_buffer_size(windows.send_buffer)
+        // All of an honest peer's streams may be given up while we are busy.
+        .max_pending_accept_reset_streams(config.max_concurrent_streams as usize)
         .handshake::<_, Bytes>(io);
     tokio::select! {
         biased;
@@ -117,15 +213,22 @@ pub struct ConnectRequest {
     head: request::Parts,
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    credit: StreamCredit,
+    watch: Watch,
 }
 
 impl ConnectRequest {
     /// Answers everything but a plain CONNECT with 400.
-    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Option<Self> {
+    fn new(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        credit: StreamCredit,
+        watch: &Watch,
+    ) -> Option<Self> {
         let (head, recv) = request.into_parts();
         // h2 itself refuses a CONNECT with :scheme or :path, and the extended one of RFC 8441.
         let plain = head.method == Method::CONNECT && head.uri.authority().is_some();
-        let request = Self { head, respond, recv };
+        let request = Self { head, respond, recv, credit, watch: watch.clone() };
         if plain {
             return Some(request);
         }
@@ -148,8 +251,8 @@ impl ConnectRequest {
     pub fn accept(mut self, headers: HeaderMap) -> Result<H2Stream, h2::Error> {
         let mut response = Response::new(());
         *response.headers_mut() = headers;
-        let send = self.respond.send_response(response, false)?;
-        Ok(H2Stream::new(send, self.recv))
+        let send = self.respond.send_response(response, false).inspect_err(|_| self.watch.early_reset())?;
+        Ok(H2Stream::new(send, self.recv, self.credit))
     }
 
     /// Answers with an error status, which ends the stream: HEADERS with END_STREAM, then, as the client may
@@ -158,6 +261,7 @@ impl ConnectRequest {
         let mut response = Response::new(());
         *response.status_mut() = status;
         if self.respond.send_response(response, true).is_err() {
+            self.watch.early_reset();
             self.respond.send_reset(Reason::NO_ERROR);
         }
     }
@@ -165,6 +269,8 @@ impl ConnectRequest {
     /// Ends when the client has given up waiting for the answer.
     pub async fn abandoned(&mut self) {
         // Any outcome means that nobody waits: a reset, or a broken connection.
-        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        if poll_fn(|cx| self.respond.poll_reset(cx)).await.is_ok() {
+            self.watch.early_reset();
+        }
     }
 }

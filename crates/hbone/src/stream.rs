@@ -1,6 +1,7 @@
 //! One TCP stream inside an HTTP/2 connection.
 
 use crate::transport::{BufList, Transport};
+use crate::tuning::StreamCredit;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use std::any::Any;
@@ -19,14 +20,16 @@ pub struct H2Stream {
     /// The peer's credit for us that has been asked for and not yet used.
     reserved: usize,
     send_done: bool,
+    credit: StreamCredit,
     /// What must live exactly as long as the stream: the pool's permit, gauges.
     guards: Vec<Box<dyn Any>>,
     peer: Option<Rc<dyn Any>>,
 }
 
 impl H2Stream {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send, recv, recv_done: false, reserved: 0, send_done: false, guards: Vec::new(), peer: None }
+    pub(crate) fn new(send: SendStream<Bytes>, mut recv: RecvStream, credit: StreamCredit) -> Self {
+        credit.receives(&mut recv);
+        Self { send, recv, recv_done: false, reserved: 0, send_done: false, credit, guards: Vec::new(), peer: None }
     }
 
     /// Ties `guard` to the stream's life.
@@ -95,9 +98,14 @@ impl Transport for H2Stream {
         }
     }
 
+    fn is_credited(&self) -> bool {
+        true
+    }
+
     fn consumed(&mut self, n: usize) {
         // An error means that the stream is gone, and its credit with it.
         let _ = self.recv.flow_control().release_capacity(n);
+        self.credit.consumed(n, || self.recv.flow_control().used_capacity());
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &mut BufList) -> Poll<Result<usize>> {

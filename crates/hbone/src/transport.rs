@@ -24,6 +24,12 @@ pub trait Transport {
         let _ = n;
     }
 
+    /// Whether the sender is held back by credit, which only [`consumed`](Self::consumed) gives: what is received and
+    /// not consumed is then bounded, wherever it lies.
+    fn is_credited(&self) -> bool {
+        false
+    }
+
     /// Writes from the front of `bufs` and takes off what was accepted. `Ready(Ok(n))` has `n > 0` unless `bufs`
     /// is empty.
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &mut BufList) -> Poll<Result<usize>>;

@@ -300,7 +300,13 @@ async fn when_one_takes_no_more_what_it_said_is_still_delivered() {
 #[tokio::test(start_paused = true)]
 async fn a_stalled_reader_holds_no_more_than_the_windows() {
     local(async {
-        let windows = Windows { stream: 64 << 10, connection: 1 << 20, frame: 1 << 14, send_buffer: 64 << 10 };
+        let windows = Windows {
+            stream: 64 << 10,
+            connection: 1 << 20,
+            frame: 1 << 14,
+            send_buffer: 64 << 10,
+            ..Windows::default()
+        };
         let mut p = path(windows).await;
         let written = Rc::new(RefCell::new(0_usize));
         let w = written.clone();
