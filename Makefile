@@ -4,11 +4,13 @@ SHELL := /bin/bash
 
 # Programs that the lab's pods run and that tests look at the wire with. Nothing else is changed on the machine.
 PACKAGES := gcc libc6-dev make cmake mold ca-certificates nftables iproute2 iptables tcpdump nginx-light redis-server redis-tools wrk curl msmtp-mta openssl procps util-linux dnsmasq-base bind9-dnsutils
+# BoringSSL is C++, and its bindings are made by libclang.
+BORING_PACKAGES := g++ clang libclang-dev
 PROFILE ?= demo
 BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
 export MAKECMDGOALS
 
-.PHONY: help preflight deps build demo test lint deny fmt release clean
+.PHONY: help preflight deps build demo test test-boring lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -24,6 +26,10 @@ demo: preflight build ## Start a two-node lab and walk through the main job, liv
 
 test: preflight deps ## Set everything up and run all tests.
 	@scripts/test
+
+test-boring: preflight deps ## Run the tests of all that speaks TLS on BoringSSL instead of AWS-LC.
+	@scripts/deps $(BORING_PACKAGES)
+	@scripts/test-boring
 
 lint: deps ## Formatting, clippy with warnings denied, licences and sources.
 	cargo fmt --all --check

@@ -34,6 +34,11 @@ const SHIPPING: &[&str] = &["ztunnel", "aquifer-istiod-lite", "aquifer-cni", "aq
 const CARD: &[&str] =
     &["tokio", "hyper", "h2", "rustls", "kube", "prost", "tonic", "socket2", "nix", "tracing", "prometheus-client"];
 
+/// Libraries that a feature of a shipping binary brings, and those that it takes the place of: (binary, feature,
+/// brings, instead of).
+const BY_FEATURE: &[(&str, &str, &str, &str)] =
+    &[("ztunnel", "boring", "boring", "aws-lc-rs"), ("ztunnel", "aws-lc", "aws-lc-rs", "boring")];
+
 fn metadata() -> Metadata {
     MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
@@ -110,6 +115,23 @@ fn sources(package: &Path) -> impl Iterator<Item = String> {
         }
     }
     files.into_iter().map(|file| std::fs::read_to_string(file).expect("a readable source"))
+}
+
+#[test]
+fn a_feature_brings_its_library_and_leaves_out_the_other() {
+    for (binary, feature, brings, instead_of) in BY_FEATURE {
+        let tree = std::process::Command::new(env!("CARGO"))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .args(["tree", "--locked", "-p", binary, "--no-default-features", "--features", feature])
+            .args(["--edges", "normal", "--prefix", "none", "--format", "{p}"])
+            .output()
+            .expect("cargo tree runs");
+        let text = String::from_utf8_lossy(&tree.stdout);
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let linked: HashSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert!(linked.contains(brings), "{binary} with {feature} does not use {brings}");
+        assert!(!linked.contains(instead_of), "{binary} with {feature} links {instead_of} all the same");
+    }
 }
 
 #[test]

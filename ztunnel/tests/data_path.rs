@@ -439,3 +439,44 @@ async fn hostile_peers_get_nowhere() {
     }
     assert_eq!(c.node2.tracker.panics(), 0);
 }
+
+/// Opens a connection that is served, and says so.
+async fn greeted(c: &Cluster) -> TcpStream {
+    let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+    assert_eq!(within("line", line(&mut stream)).await.unwrap(), c.client.v4.to_string());
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_peer_is_cut_on_either_side_and_stays_out() {
+    for at_the_server in [true, false] {
+        let c = Cluster::start(2);
+        let _server = c.serve(c.server.v4, 8080);
+        let mut open = greeted(&c).await;
+        let (judge, revoked, reporter) = if at_the_server {
+            (&c.node2, c.node1.serial("client"), "destination")
+        } else {
+            (&c.node1, c.node2.serial("server"), "source")
+        };
+        // A list of somebody else's certificate, and one that another authority signed, change nothing.
+        assert_eq!(judge.revoke(c.ca.crl(&[999])).await, 0);
+        assert_eq!(judge.revoke(TestCa::new().crl(&[revoked])).await, 0);
+        open.write_all(b"still\n").await.unwrap();
+        assert_eq!(within("echo", line(&mut open)).await.unwrap(), "still");
+
+        assert_eq!(judge.revoke(c.ca.crl(&[revoked])).await, 1);
+        refusal(&mut open).await;
+        shows(judge, "response_flags=\"CERT_REVOKED\"").await;
+        shows(judge, &format!("istio_crl_policy_rejections_total{{reporter=\"{reporter}\"}} 1")).await;
+        refused(&c.client, c.at(8080)).await;
+        shows(judge, "reason=\"certificate_revoked\"").await;
+        assert!(!judge.page().contains("istio_crl_untracked_connections_total{"), "every peer's certificate is known");
+
+        // Withdrawn: served again, by new tunnels.
+        judge.revoke(Vec::new()).await;
+        let mut again = greeted(&c).await;
+        again.write_all(b"back\n").await.unwrap();
+        assert_eq!(within("echo", line(&mut again)).await.unwrap(), "back");
+        assert_eq!((c.node1.tracker.panics(), c.node2.tracker.panics()), (0, 0));
+    }
+}

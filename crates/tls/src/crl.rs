@@ -23,6 +23,9 @@ use webpki::{CertRevocationList, EndEntityCert, RevocationCheckDepth, Revocation
 #[cfg(test)]
 mod tests;
 
+/// A revocation list that was read.
+pub type List = CertRevocationList<'static>;
+
 /// Counts the changes of the lists; 0 before the first.
 pub type RevocationGeneration = u64;
 
@@ -36,7 +39,7 @@ pub struct Revocations {
 #[derive(Default)]
 pub struct Lists {
     generation: RevocationGeneration,
-    lists: Vec<CertRevocationList<'static>>,
+    lists: Vec<List>,
 }
 
 impl Lists {
@@ -59,7 +62,7 @@ impl Revocations {
     }
 
     /// Replaces all lists. Handshakes see it at once.
-    pub fn publish(&self, lists: Vec<CertRevocationList<'static>>) {
+    pub fn publish(&self, lists: Vec<List>) {
         self.current.send_modify(|current| {
             *current = Arc::new(Lists { generation: current.generation + 1, lists });
         });
@@ -119,7 +122,7 @@ fn lists(list: &CertRevocationList<'_>, id: &CertificateId) -> bool {
 
 /// Builds the peer's chain once more with this list: by issuer and serial alone anybody's list would count. Only
 /// those that a list seems to name get here.
-fn confirm(list: &CertRevocationList<'static>, peer: &PeerCertificate) -> bool {
+fn confirm(list: &List, peer: &PeerCertificate) -> bool {
     let [leaf, intermediates @ ..] = &*peer.chain else { return false };
     let only = [list];
     let (Ok(leaf), Ok(options)) = (EndEntityCert::try_from(leaf), RevocationOptionsBuilder::new(&only)) else {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, SystemTime};
 
 use aquifer_core::from_proto;
@@ -15,7 +16,10 @@ use aquifer_runtime::metrics::Registry;
 use aquifer_runtime::{Cancel, Tracker};
 use aquifer_tls::{CaClient, CaError, CertBundle, CertManager};
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, IsCa,
+    Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
+};
 use tokio::sync::{mpsc, watch};
 use ztunnel::certs::Identities;
 use ztunnel::config::{Config, Surroundings};
@@ -33,6 +37,7 @@ use super::net::TestPod;
 pub(crate) struct TestCa {
     issuer: Arc<Issuer<'static, KeyPair>>,
     root: Arc<str>,
+    serials: Arc<AtomicU64>,
 }
 
 impl TestCa {
@@ -41,17 +46,41 @@ impl TestCa {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Arc::new(Issuer::new(params, key)), root: root.into() }
+        Self { issuer: Arc::new(Issuer::new(params, key)), root: root.into(), serials: Arc::new(1.into()) }
     }
 
     pub(crate) fn issue(&self, identity: &Identity) -> CertBundle {
         let csr = aquifer_tls::csr::generate(identity).unwrap();
         let mut request = CertificateSigningRequestParams::from_pem(&csr.pem).unwrap();
         let now: time::OffsetDateTime = SystemTime::now().into();
+        request.params.serial_number = Some(self.serials.fetch_add(1, SeqCst).into());
         request.params.not_before = now - Duration::from_secs(60);
         request.params.not_after = now + Duration::from_secs(3600);
         let leaf = request.signed_by(&self.issuer).unwrap().pem();
         CertBundle::from_chain(identity, csr.key, &[leaf, self.root.to_string()], now).unwrap()
+    }
+}
+
+impl TestCa {
+    /// A list that names these certificates.
+    pub(crate) fn crl(&self, serials: &[u64]) -> Vec<aquifer_tls::crl::List> {
+        let now: time::OffsetDateTime = SystemTime::now().into();
+        let named = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::from_secs(3600),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(named).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&*self.issuer).unwrap();
+        aquifer_tls::crl::parse(list.der()).unwrap().into_iter().map(|(list, _)| list.into()).collect()
     }
 }
 
@@ -67,6 +96,7 @@ pub(crate) struct Node {
     pub(crate) metrics: Arc<ProxyMetrics>,
     pub(crate) cancel: Cancel,
     pub(crate) tracker: Tracker,
+    certs: CertManager,
     sink: Mutex<MeshSink>,
     identities: Identities,
     state: store::Reader,
@@ -109,7 +139,7 @@ impl Node {
                 judges.mesh_changed(change.policies).await;
             }
         });
-        Self { workers, metrics, cancel, tracker, sink, identities, state, control }
+        Self { workers, metrics, cancel, tracker, certs, sink, identities, state, control }
     }
 
     pub(crate) fn publish(&self, updates: Vec<Update>) {
@@ -121,6 +151,18 @@ impl Node {
         let info = WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() };
         self.workers.add(&uid, &info, &pod.namespace.netns).unwrap();
         self.identities.add(&uid, &info, &self.state.load());
+    }
+
+    /// The number of the certificate that a pod of this node shows.
+    pub(crate) fn serial(&self, name: &str) -> u64 {
+        let identity = Identity::new("cluster.local", "shop", name);
+        self.certs.current(&identity).unwrap().leaf().serial.parse().unwrap()
+    }
+
+    /// What CRL_PATH holds on this node from now on. Returns how many connections that cut.
+    pub(crate) async fn revoke(&self, lists: Vec<aquifer_tls::crl::List>) -> usize {
+        self.certs.revocations().publish(lists);
+        self.workers.revocations_changed().await
     }
 
     pub(crate) fn page(&self) -> String {

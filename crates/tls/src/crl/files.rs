@@ -3,7 +3,7 @@
 //! Looked at once a second: a mounted ConfigMap changes by a swapped symbolic link, which few watchers see rightly.
 //! What cannot be read or understood is reported once, and the last good lists of that file stay.
 
-use super::Revocations;
+use super::{List, Revocations};
 use aquifer_runtime::Cancel;
 use rustls::pki_types::{CertificateRevocationListDer, pem::PemObject};
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use time::OffsetDateTime;
-use webpki::{CertRevocationList, OwnedCertRevocationList};
+use webpki::OwnedCertRevocationList;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -105,7 +105,7 @@ impl CrlFiles {
         if changed {
             let lists: Vec<_> = self.files.values().flat_map(|f| &f.good).cloned().collect();
             tracing::info!(path = %self.path.display(), lists = lists.len(), "revocation lists loaded");
-            self.revocations.publish(lists.into_iter().map(CertRevocationList::from).collect());
+            self.revocations.publish(lists.into_iter().map(List::from).collect());
         }
         changed
     }

@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use aquifer_core::identity::Identity;
 use aquifer_core::state::Update;
 use aquifer_proto::security::Action;
+use aquifer_tls::Role;
 use futures_util::FutureExt;
 
 use super::*;
@@ -124,4 +125,87 @@ fn the_dump_lists_by_pod_and_direction_and_guards_leave() {
     assert_eq!(counts(&table), [("1".into(), 0, 1)]);
     drop(outbound);
     assert!(table.is_empty());
+}
+
+/// An authority with a list of its own.
+struct Authority {
+    issuer: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+    roots: Arc<rustls::RootCertStore>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(issuer.as_ref().der().clone()).unwrap();
+        Self { issuer, roots: Arc::new(roots) }
+    }
+
+    fn issue(&self, serial: u64, role: Role) -> Arc<PeerCertificate> {
+        let mut params = rcgen::CertificateParams::default();
+        params.serial_number = Some(serial.into());
+        let leaf = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &self.issuer).unwrap();
+        let now = rustls::pki_types::UnixTime::now();
+        Arc::new(PeerCertificate::new(vec![leaf.der().clone()], self.roots.clone(), role, now))
+    }
+
+    fn revoke(&self, revocations: &Revocations, serials: &[u64]) {
+        let now = time::OffsetDateTime::now_utc();
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + time::Duration::DAY,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials
+                .iter()
+                .map(|serial| rcgen::RevokedCertParams {
+                    serial_number: (*serial).into(),
+                    revocation_time: now,
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).unwrap();
+        let lists = aquifer_tls::crl::parse(list.der()).unwrap();
+        revocations.publish(lists.into_iter().map(|(list, _)| list.into()).collect());
+    }
+}
+
+#[test]
+fn a_list_cuts_connections_of_both_directions_and_tunnels_by_their_peers() {
+    let (ca, revocations, table) = (Authority::new(), Revocations::new(), ConnTable::default());
+    let web = workload(pod("shop", "web", [10, 0, 0, 1]));
+    let uid = PodUid::new("1");
+    let (bad, good, server) = (ca.issue(1, Role::Client), ca.issue(2, Role::Client), ca.issue(3, Role::Server));
+    let ends = [Cancel::new(), Cancel::new()];
+    let _tunnels = [table.open_tunnel(bad.clone(), ends[0].clone()), table.open_tunnel(good.clone(), ends[1].clone())];
+    let open = |certificate: &Arc<PeerCertificate>| {
+        let guard = table.open_inbound(&uid, view(), judged(&web, "good"));
+        guard.bind(certificate.clone(), &revocations).unwrap();
+        guard
+    };
+    let (first, second, other) = (open(&bad), open(&bad), open(&good));
+    let outbound = table.open_outbound(&uid, view());
+    outbound.bind(server.clone(), &revocations).unwrap();
+    let plain = table.open_inbound(&uid, view(), judged(&web, "good"));
+
+    ca.revoke(&revocations, &[77]);
+    assert_eq!(table.cut_revoked(&revocations), 0, "somebody else");
+    ca.revoke(&revocations, &[1, 77]);
+    assert_eq!(table.cut_revoked(&revocations), 2);
+    for guard in [&first, &second] {
+        assert_eq!(guard.cut().now_or_never().expect("cut").reason.response_flag(), "CERT_REVOKED");
+    }
+    assert!(ends[0].is_forced() && !ends[1].is_forced());
+    assert!([&other, &outbound, &plain].iter().all(|guard| guard.cut().now_or_never().is_none()));
+    ca.revoke(&revocations, &[1, 3]);
+    assert_eq!(table.cut_revoked(&revocations), 1, "those that are cut already don't count again");
+    assert_eq!(outbound.cut().now_or_never().unwrap().reason, Reason::CertificateRevoked);
+    // A stream that comes on a tunnel that is just about to go.
+    let late = table.open_inbound(&uid, view(), judged(&web, "good"));
+    assert_eq!(late.bind(bad, &revocations).unwrap_err().reason, Reason::CertificateRevoked);
 }
