@@ -222,11 +222,7 @@ fn the_mesh_file_gives_way_to_proxy_config() {
 
 #[test]
 fn settings_without_effect_are_named_only_when_they_ask_for_something_else() {
-    let config = read(&[
-        ("PROXY_MODE", "dedicated"),
-        ("XDS_ON_DEMAND", "false"),
-        ("CRL_PATH", ""),
-    ]);
+    let config = read(&[("PROXY_MODE", "dedicated"), ("XDS_ON_DEMAND", "false"), ("CRL_PATH", "")]);
     assert_eq!(config.without_effect, ["PROXY_MODE"]);
 }
 
@@ -247,4 +243,20 @@ fn the_dns_proxy_is_on_unless_told_otherwise() {
         let errors = try_read(&[(address, wrong)], &around()).unwrap_err().to_string();
         assert!(errors.contains(address), "{errors}");
     }
+}
+
+#[test]
+fn tls_settings_name_what_may_be_spoken_and_who_is_revoked() {
+    let tls = |vars: &[(&str, &str)]| read(vars).tls;
+    assert_eq!(tls(&[]), Tls { policy: TlsPolicy::Tls13, crl: None });
+    assert_eq!(tls(&[("COMPLIANCE_POLICY", "pqc")]).policy, TlsPolicy::PostQuantum);
+    assert_eq!(tls(&[("TLS12_ENABLED", "true"), ("COMPLIANCE_POLICY", "")]).policy, TlsPolicy::Tls12);
+    let crl = "/var/run/secrets/istio/crl/ca-crl.pem";
+    assert_eq!(tls(&[("CRL_PATH", crl), ("TLS12_ENABLED", "false")]).crl, Some(crl.into()));
+
+    let error = |vars: &[(&str, &str)]| try_read(vars, &around()).unwrap_err().to_string();
+    let unknown = error(&[("COMPLIANCE_POLICY", "fips-140-2")]);
+    assert!(unknown.contains("COMPLIANCE_POLICY") && unknown.contains("\"fips-140-2\""), "{unknown}");
+    let both = error(&[("COMPLIANCE_POLICY", "pqc"), ("TLS12_ENABLED", "true")]);
+    assert!(both.contains("TLS12_ENABLED") && both.contains("TLS 1.3"), "{both}");
 }
