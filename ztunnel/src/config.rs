@@ -171,6 +171,8 @@ pub struct Proxy {
     pub stream_window: Option<u32>,
     /// `HTTP2_CONNECTION_WINDOW_SIZE`, if set.
     pub connection_window: Option<u32>,
+    /// `HTTP2_POD_WINDOW_SIZE`: what all peers of a pod may send before we pass it on.
+    pub pod_window: u64,
     /// `HTTP2_FRAME_SIZE`.
     pub frame_size: u32,
     /// `POOL_MAX_STREAMS_PER_CONNECTION`.

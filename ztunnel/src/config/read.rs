@@ -207,6 +207,7 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         connect_timeout: Duration::from_secs(10),
         stream_window: vars.optional("HTTP2_STREAM_WINDOW_SIZE"),
         connection_window: vars.optional("HTTP2_CONNECTION_WINDOW_SIZE"),
+        pod_window: vars.parsed("HTTP2_POD_WINDOW_SIZE", aquifer_hbone::POD_BUDGET),
         frame_size: vars.parsed("HTTP2_FRAME_SIZE", 1 << 20),
         pool_max_streams: vars.parsed("POOL_MAX_STREAMS_PER_CONNECTION", 100),
         pool_idle: vars.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),

@@ -70,7 +70,8 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
     let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity, certificate });
     let each = |request| stream(tunnel.clone(), request);
     let shared = &pod.shared;
-    if let Err(error) = aquifer_hbone::serve(tls, &shared.server, each, cancel, &shared.tracker).await {
+    let served = aquifer_hbone::serve_within(tls, &shared.server, &pod.budget, each, cancel, &shared.tracker);
+    if let Err(error) = served.await {
         if error.is_disconnect() {
             tracing::debug!(%peer, %error, "tunnel lost");
         } else {

@@ -11,7 +11,7 @@ use aquifer_core::reason::Reason;
 use aquifer_core::state::MeshState;
 use aquifer_core::store::Reader;
 use aquifer_core::workload::Workload;
-use aquifer_hbone::{Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
+use aquifer_hbone::{Budget, Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
 use aquifer_runtime::{Cancel, Tracker};
 use aquifer_tls::{CertManager, PeerCertificate};
 use tokio::net::{TcpListener, TcpStream};
@@ -66,6 +66,8 @@ pub struct Pod {
     pub(super) table: ConnTable,
     pub(super) cancel: Cancel,
     pub(super) pool: Pool<PoolKey, Connector>,
+    /// What the peers of the pod may have under way, on all workers together.
+    pub(super) budget: Budget,
     /// Whether the pod has redirection rules (all but our own).
     redirected: bool,
     removed: Cell<bool>,
@@ -99,9 +101,11 @@ impl Pod {
         listeners: Listeners,
         (metrics, table): (&Rc<WorkerMetrics>, &ConnTable),
         cancel: Cancel,
+        budget: Budget,
     ) -> std::io::Result<Rc<Self>> {
         let connector = Connector::new(shared.clone(), netns.clone());
-        let pool = Pool::new(connector, shared.pool.clone(), cancel.clone(), shared.tracker.clone());
+        let (pooled, tracker) = (shared.pool.clone(), shared.tracker.clone());
+        let pool = Pool::within(budget.clone(), connector, pooled, cancel.clone(), tracker);
         let pod = Rc::new(Self {
             shared: shared.clone(),
             uid,
@@ -111,6 +115,7 @@ impl Pod {
             table: table.clone(),
             cancel,
             pool,
+            budget,
             redirected: listeners.outbound.is_some(),
             removed: Cell::new(false),
             active: Rc::default(),

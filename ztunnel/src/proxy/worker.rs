@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use aquifer_hbone::Budget;
 use aquifer_runtime::Cancel;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -22,7 +23,7 @@ use crate::metrics::{ProxyMetrics, WorkerMetrics};
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 enum Command {
-    Add { uid: PodUid, info: WorkloadInfo, netns: Netns, listeners: Listeners, cancel: Cancel },
+    Add { uid: PodUid, info: WorkloadInfo, netns: Netns, listeners: Listeners, cancel: Cancel, budget: Budget },
     Remove { uid: PodUid, done: oneshot::Sender<()> },
     MeshChanged { policies: bool, done: oneshot::Sender<usize> },
     RevocationsChanged { done: oneshot::Sender<usize> },
@@ -63,9 +64,9 @@ impl Workers {
     pub fn add(&self, uid: &PodUid, info: &WorkloadInfo, netns: &Netns) -> io::Result<()> {
         let shared = &self.inner.shared;
         let sets = Listeners::open(netns, &shared.config, shared.dns.as_deref(), self.inner.senders.len())?;
-        let cancel = self.inner.cancel.child();
+        let (cancel, budget) = (self.inner.cancel.child(), Budget::new(shared.config.pod_window));
         for (sender, listeners) in self.inner.senders.iter().zip(sets) {
-            send_add(sender, uid, info, netns, listeners, &cancel);
+            send_add(sender, (uid, info, netns), listeners, &cancel, &budget);
         }
         Ok(())
     }
@@ -75,7 +76,8 @@ impl Workers {
         let netns = Netns::current()?;
         let listeners = Listeners::open_hbone_only(&netns, &self.inner.shared.config)?;
         let uid = PodUid::new(OWN_UID);
-        send_add(&self.inner.senders[0], &uid, info, &netns, listeners, &self.inner.cancel.child());
+        let budget = Budget::new(self.inner.shared.config.pod_window);
+        send_add(&self.inner.senders[0], (&uid, info, &netns), listeners, &self.inner.cancel.child(), &budget);
         Ok(uid)
     }
 
@@ -136,14 +138,19 @@ const OWN_UID: &str = "ztunnel";
 
 fn send_add(
     sender: &mpsc::UnboundedSender<Command>,
-    uid: &PodUid,
-    info: &WorkloadInfo,
-    netns: &Netns,
+    (uid, info, netns): (&PodUid, &WorkloadInfo, &Netns),
     listeners: Listeners,
     cancel: &Cancel,
+    budget: &Budget,
 ) {
-    let command =
-        Command::Add { uid: uid.clone(), info: info.clone(), netns: netns.clone(), listeners, cancel: cancel.clone() };
+    let command = Command::Add {
+        uid: uid.clone(),
+        info: info.clone(),
+        netns: netns.clone(),
+        listeners,
+        cancel: cancel.clone(),
+        budget: budget.clone(),
+    };
     if sender.send(command).is_err() {
         tracing::error!(pod = %info, "a worker is gone");
     }
@@ -197,9 +204,9 @@ impl Worker {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Add { uid, info, netns, listeners, cancel } => {
+            Command::Add { uid, info, netns, listeners, cancel, budget } => {
                 let named = (uid.clone(), info.clone(), netns);
-                match Pod::start(&self.shared, named, listeners, (&self.metrics, &self.table), cancel) {
+                match Pod::start(&self.shared, named, listeners, (&self.metrics, &self.table), cancel, budget) {
                     Ok(pod) => {
                         self.pods.insert(uid, pod);
                     }
