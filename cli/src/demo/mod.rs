@@ -161,7 +161,7 @@ fn print_commands(lab: &str) {
 }
 
 /// What a person may try with a lab that stays up.
-fn commands(lab: &str) -> Vec<String> {
+pub(crate) fn commands(lab: &str) -> Vec<String> {
     [
         "status",
         "exec -n shop deploy/orders -- curl -s http://payments/",
