@@ -15,7 +15,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Nodes that fit the plan.
 pub(crate) const MAX_NODES: u8 = 9;
 
-/// The address that resolv.conf names. Nothing answers there yet, so that a name that no Service has fails at once.
+/// The address that resolv.conf names, the resolver's. In a lab without one nothing answers there, so that a name that
+/// no Service has fails at once.
 pub(crate) const DNS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 
 /// Service addresses below this are kept for the cluster's own.

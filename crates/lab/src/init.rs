@@ -15,6 +15,7 @@ mod components;
 mod container;
 mod control;
 mod deployments;
+mod dns;
 mod ending;
 mod endpoints;
 mod hosts;

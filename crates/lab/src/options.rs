@@ -17,6 +17,10 @@ pub struct LabOptions {
     pub ipv6: bool,
     /// Run istiod-lite, the node agents and the ztunnels.
     pub mesh: bool,
+    /// Names are resolved by DNS, by a resolver in the cluster. Without it they stand in each pod's /etc/hosts.
+    pub dns: bool,
+    /// Lines for the resolver's configuration, in dnsmasq's words: names outside the cluster, other record types.
+    pub dns_records: Vec<String>,
     /// The lab outlives its starter (until `down`).
     pub keep: bool,
     /// `ZTUNNEL_WORKER_THREADS` of each ztunnel.
@@ -38,6 +42,8 @@ impl Default for LabOptions {
             nodes: 2,
             ipv6: true,
             mesh: true,
+            dns: true,
+            dns_records: Vec::new(),
             keep: false,
             workers: None,
             istiod_env: Vec::new(),
@@ -52,6 +58,13 @@ impl LabOptions {
     /// Options without the mesh: plain nodes, pods and services.
     pub fn plain() -> Self {
         Self { mesh: false, ..Self::default() }
+    }
+
+    /// Adds a line to the resolver's configuration.
+    #[must_use]
+    pub fn dns_record(mut self, line: impl Into<String>) -> Self {
+        self.dns_records.push(line.into());
+        self
     }
 
     /// Adds a variable to each ztunnel's environment.

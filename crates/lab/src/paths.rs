@@ -69,6 +69,11 @@ impl Paths {
         self.node(node).join("pluginevent.sock")
     }
 
+    /// The resolver's settings, and the Services' names for it.
+    pub(crate) fn dns(&self) -> PathBuf {
+        self.root.join("dns")
+    }
+
     /// istiod-lite's data: its root key and certificate.
     pub(crate) fn istiod(&self) -> PathBuf {
         self.root.join("istiod")

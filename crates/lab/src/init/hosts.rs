@@ -16,6 +16,12 @@ pub(super) struct HostEntry {
 /// Getaddrinfo's preference: IPv4 first, so that plain names behave alike on machines with and without IPv6.
 pub(super) const GAI_CONF: &str = "precedence ::ffff:0:0/96 100\n";
 
+/// What of the Services stands in a hosts file. With DNS that is nothing, but in the mesh's own pods, which must not wait
+/// for the resolver.
+pub(super) fn listed(services: &[HostEntry], dns: bool, component: bool) -> &[HostEntry] {
+    if dns && !component { &[] } else { services }
+}
+
 /// The hosts file of a pod in `namespace`.
 pub(super) fn render(hostname: &str, ips: &[IpAddr], namespace: &str, services: &[HostEntry]) -> String {
     let mut text = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n".to_owned();
@@ -34,10 +40,11 @@ pub(super) fn render(hostname: &str, ips: &[IpAddr], namespace: &str, services: 
     text
 }
 
-/// The resolv.conf of a pod in `namespace`, as a kubelet writes it.
-pub(super) fn resolv_conf(namespace: &str) -> String {
+/// The resolv.conf of a pod in `namespace`, as a kubelet writes it. A lost query costs a second, not five.
+pub(super) fn resolv_conf(namespace: &str, dns: bool) -> String {
+    let attempts = if dns { 4 } else { 1 };
     format!(
-        "nameserver {DNS}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:1 attempts:1\n"
+        "nameserver {DNS}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:1 attempts:{attempts}\n"
     )
 }
 

@@ -74,6 +74,8 @@ pub(super) struct PodState {
 pub(super) struct Extra {
     pub(super) component: Option<Component>,
     pub(super) mounts: Vec<Mount>,
+    /// Part of the cluster itself: starts without the node agent's consent.
+    pub(super) system: bool,
     /// Containers see the lab's own mounts: the agent must see the namespaces that are bound while it runs.
     pub(super) lab_mounts: bool,
     /// A file that must be there before a container starts, and where its copy is wanted.
@@ -280,7 +282,8 @@ impl Life {
     /// Tells the node's agent, as often as it takes: a pod without its agent's consent does not start.
     async fn enrol(&self) {
         let host_network = self.state.number.is_none();
-        if !self.shared.options.mesh || host_network || self.state.extra.component.is_some() {
+        let extra = &self.state.extra;
+        if !self.shared.options.mesh || host_network || extra.component.is_some() || extra.system {
             return;
         }
         let node = &self.shared.node(self.state.node).name;
@@ -363,7 +366,7 @@ fn sandbox_of(shared: &Shared, state: &PodState) -> Result<Namespaces> {
     fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
     let file = |name: &str, target: &str| Mount { source: own.join(name), target: target.into() };
     let write = |name: &str, text: &str| fs::write(own.join(name), text).during(|| format!("writing a pod's {name}"));
-    write("resolv.conf", &hosts::resolv_conf(&state.namespace))?;
+    write("resolv.conf", &hosts::resolv_conf(&state.namespace, shared.options.dns))?;
     write("gai.conf", hosts::GAI_CONF)?;
     let mut mounts =
         vec![file("hosts", "/etc/hosts"), file("resolv.conf", "/etc/resolv.conf"), file("gai.conf", "/etc/gai.conf")];
