@@ -54,8 +54,7 @@ impl Config {
             patience: vars.duration("CMDADD_TIMEOUT", Duration::from_secs(10)),
             defaults: Defaults {
                 excluded_namespaces: list(&vars.string_or("EXCLUDE_NAMESPACES", "istio-system,kube-system")),
-                // Off unless asked for: a proxy without a DNS listener would leave captured queries unanswered.
-                capture_dns: vars.bool("AMBIENT_DNS_CAPTURE", false),
+                capture_dns: vars.bool("AMBIENT_DNS_CAPTURE", true),
                 probe_addresses: ProbeAddresses {
                     v4: vars.parsed("HOST_PROBE_SNAT_IP", probes.v4),
                     v6: vars.parsed("HOST_PROBE_SNAT_IPV6", probes.v6),
@@ -90,7 +89,7 @@ mod tests {
         assert_eq!(config.state_folder, Path::new("/run/lab/node1/enrolled"));
         assert_eq!(config.defaults.probe_addresses.v4.to_string(), "169.254.1.1");
         assert_eq!(config.defaults.probe_addresses.v6, ProbeAddresses::default().v6);
-        assert!(!config.defaults.capture_dns);
+        assert!(config.defaults.capture_dns);
         assert_eq!(config.defaults.excluded_namespaces, ["istio-system", "kube-system"]);
         assert_eq!(config.metrics.port(), 15014);
     }
