@@ -7,6 +7,7 @@
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
 //! churn        every process killed, in every order, under load
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
+//! dns          names: who answers, and that applications see no difference
 //! hostile      peers that mean harm, at the pods, the CA and the wire
 //! xds          the control plane away, back, and wrong      mint      certificates of every kind
 //! ```
@@ -16,6 +17,7 @@
 
 mod authorization;
 mod churn;
+mod dns;
 mod endpoints;
 mod enrolment;
 mod harness;
