@@ -14,6 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::Notify;
 
 use crate::config::Config;
+use crate::dns::Listen;
 use crate::inpod::driver::PodView;
 use crate::proxy::worker::Workers;
 
@@ -153,7 +154,11 @@ fn config(config: &Config) -> Value {
         "secretTtl": config.ca.as_ref().map(|ca| duration(ca.ttl)),
         "proxyMode": "Shared",
         "proxy": true,
-        "dnsProxy": false,
+        "dnsProxy": config.dns.is_some(),
+        "dnsProxyAddr": config.dns.map(|listen| match listen {
+            Listen::Localhost { port, ipv6 } => value!({ "Localhost": [ipv6, port] }),
+            Listen::Address(addr) => value!({ "SocketAddr": addr }),
+        }),
         "inpodUds": config.inpod_uds,
         "inpodPortReuse": config.proxy.reuse_port,
         "packetMark": tcp.mark,

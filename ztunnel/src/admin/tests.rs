@@ -62,7 +62,6 @@ async fn the_dump_has_the_recorded_keys() {
         [
             "caRootCert",
             "crlPath",
-            "dnsProxyAddr",
             "dnsResolverCfg",
             "dnsResolverOpts",
             "fakeCa",
