@@ -1,28 +1,45 @@
 //! `aquifer lab …`: starts a lab, and speaks with one as kubectl speaks with a cluster.
 
+mod label;
 mod logs;
+mod manifests;
 mod status;
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use aquifer_lab::{Lab, LabOptions};
 use aquifer_objects::Kind;
 use clap::{Args, Subcommand};
-use serde_json::json;
 
 /// A person's lab, if it gets no other name.
 const DEFAULT_NAME: &str = "lab";
 
+/// What to type next, shown when a lab is up.
+const NEXT: [&str; 3] = ["aquifer lab status", "aquifer lab apply -f examples/shop", "aquifer lab down"];
+
+/// A lab and what to do with it.
+#[derive(Debug, Args)]
+pub(crate) struct Command {
+    #[command(flatten)]
+    which: Which,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+impl Command {
+    /// Whether this is pid 1 of a lab.
+    pub(crate) fn is_init(&self) -> bool {
+        matches!(self.verb, Verb::Init { .. })
+    }
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+enum Verb {
     /// Start a lab and leave it up
     Up(Up),
-    /// Run a command in a pod, by its name or its deployment's
+    /// Run a command in a pod (`x`, `pod/x`), or in a deployment's (`deploy/x`)
     Exec {
-        #[command(flatten)]
-        which: Which,
         /// The pod's namespace
         #[arg(short, long, default_value = "default")]
         namespace: String,
@@ -34,52 +51,28 @@ pub(crate) enum Command {
     },
     /// Apply manifests: a file, a folder, or `-` for standard input
     Apply {
-        #[command(flatten)]
-        which: Which,
         #[arg(short, long = "filename", required = true)]
         files: Vec<PathBuf>,
     },
-    /// Delete an object, gracefully if it is a pod
-    Delete {
-        #[command(flatten)]
-        which: Which,
-        #[arg(short, long, default_value = "default")]
-        namespace: String,
-        /// pod, deployment, service, authorizationpolicy, …
-        kind: String,
-        name: String,
-    },
-    /// Set (`key=value`) or remove (`key-`) a namespace's labels
-    Label {
-        #[command(flatten)]
-        which: Which,
-        /// The namespace
-        namespace: String,
-        #[arg(required = true)]
-        labels: Vec<String>,
-    },
+    /// Delete objects, gracefully if they are pods
+    Delete(manifests::Delete),
+    /// Set (`key=value`) or remove (`key-`) labels of a namespace, or of another object
+    Label(label::Label),
     /// Set a deployment's replicas
     Scale {
-        #[command(flatten)]
-        which: Which,
         #[arg(short, long, default_value = "default")]
         namespace: String,
+        /// `x` or `deployment/x`
         deployment: String,
         #[arg(long)]
         replicas: u32,
     },
-    /// Print a pod's output; `istiod`, or `ztunnel` and `agent` with `-n <node>`, for the mesh's own
+    /// Print a pod's output; `istiod`, or `ztunnel` and `agent` with `--node`, for the mesh's own
     Logs(logs::Logs),
     /// Show nodes, pods, who is in the mesh, and the mesh's own processes
-    Status {
-        #[command(flatten)]
-        which: Which,
-    },
+    Status,
     /// End a lab: nothing of it stays
-    Down {
-        #[command(flatten)]
-        which: Which,
-    },
+    Down,
     /// List the labs that are up
     List,
     /// What a lab's pid 1 runs
@@ -91,16 +84,16 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Up {
-    /// Its name
-    #[arg(long, default_value = DEFAULT_NAME)]
-    name: String,
+struct Up {
     /// How many nodes
     #[arg(long, default_value_t = 2)]
     nodes: u8,
     /// Without IPv6
     #[arg(long)]
     no_ipv6: bool,
+    /// Without a resolver: Services' names stand in each pod's /etc/hosts
+    #[arg(long)]
+    no_dns: bool,
     /// Plain nodes and pods, without the mesh
     #[arg(long)]
     no_mesh: bool,
@@ -114,9 +107,9 @@ pub(crate) struct Up {
 
 /// Which lab is meant.
 #[derive(Debug, Args)]
-pub(crate) struct Which {
+struct Which {
     /// The lab's name; not needed while only one is up
-    #[arg(long = "name", id = "lab", env = "AQUIFER_LAB")]
+    #[arg(long = "name", id = "lab", env = "AQUIFER_LAB", global = true)]
     name: Option<String>,
 }
 
@@ -135,7 +128,7 @@ impl Which {
 
 /// Runs a subcommand; the exit code.
 pub(crate) fn run(command: Command) -> Result<u8> {
-    if let Command::Init { state } = &command {
+    if let Verb::Init { state } = &command.verb {
         // Before any thread: it forks.
         aquifer_lab::init::main(state);
     }
@@ -143,42 +136,49 @@ pub(crate) fn run(command: Command) -> Result<u8> {
     runtime.block_on(dispatch(command))
 }
 
-async fn dispatch(command: Command) -> Result<u8> {
-    match command {
-        Command::Up(up) => self::up(up).await?,
-        Command::Exec { which, namespace, pod, command } => {
+async fn dispatch(Command { which, verb }: Command) -> Result<u8> {
+    match verb {
+        Verb::Up(up) => self::up(which.name, up).await?,
+        Verb::Exec { namespace, pod, command } => {
             let code = which.attach()?.exec_attached(&namespace, &pod, &command).await?;
             return Ok(u8::try_from(code).unwrap_or(1));
         }
-        Command::Apply { which, files } => apply(&which.attach()?, &files).await?,
-        Command::Delete { which, namespace, kind, name } => {
-            which.attach()?.delete(&kind, &namespace, &name).await?;
-            println!("{kind}/{name} deleted");
+        Verb::Apply { files } => manifests::apply(&which.attach()?, &files).await?,
+        Verb::Delete(delete) => return manifests::delete(&which.attach()?, &delete).await,
+        Verb::Label(label) => label::run(&which.attach()?, &label).await?,
+        Verb::Scale { namespace, deployment, replicas } => {
+            let name = deployment_name(&deployment)?;
+            which.attach()?.scale(&namespace, name, replicas).await?;
+            println!("deployment/{name} scaled to {replicas}");
         }
-        Command::Label { which, namespace, labels } => label(&which.attach()?, &namespace, &labels).await?,
-        Command::Scale { which, namespace, deployment, replicas } => {
-            which.attach()?.scale(&namespace, &deployment, replicas).await?;
-            println!("deployment/{deployment} scaled to {replicas}");
-        }
-        Command::Logs(logs) => logs::run(logs).await?,
-        Command::Status { which } => print!("{}", status::render(&which.attach()?.status().await?)),
-        Command::Down { which } => {
+        Verb::Logs(logs) => logs::run(&which.attach()?, &logs).await?,
+        Verb::Status => print!("{}", status::render(&which.attach()?.status().await?)),
+        Verb::Down => {
             let lab = which.attach()?;
             let name = lab.name().to_owned();
             lab.down().await?;
             println!("lab `{name}` is gone");
         }
-        Command::List => Lab::list().iter().for_each(|name| println!("{name}")),
-        Command::Init { .. } => unreachable!("handled before the runtime"),
+        Verb::List => Lab::list().iter().for_each(|name| println!("{name}")),
+        Verb::Init { .. } => unreachable!("handled before the runtime"),
     }
     Ok(0)
 }
 
-async fn up(up: Up) -> Result<()> {
+fn deployment_name(text: &str) -> Result<&str> {
+    match text.split_once('/') {
+        None => Ok(text),
+        Some((kind, name)) if kind.parse() == Ok(Kind::Deployment) => Ok(name),
+        Some(_) => bail!("`{text}` is no deployment: only `deployment/…` can be scaled"),
+    }
+}
+
+async fn up(name: Option<String>, up: Up) -> Result<()> {
     let options = LabOptions {
-        name: Some(up.name),
+        name: Some(name.unwrap_or_else(|| DEFAULT_NAME.to_owned())),
         nodes: up.nodes,
         ipv6: !up.no_ipv6,
+        dns: !up.no_dns,
         mesh: !up.no_mesh,
         keep: !up.foreground,
         ..LabOptions::default()
@@ -187,43 +187,19 @@ async fn up(up: Up) -> Result<()> {
     let mesh = if up.no_mesh { "without mesh" } else { "with the mesh" };
     println!("lab `{}` is up, {} nodes {mesh}, in {:.2} s", lab.name(), up.nodes, lab.start_took().as_secs_f64());
     if !up.files.is_empty() {
-        apply(&lab, &up.files).await?;
+        manifests::apply(&lab, &up.files).await?;
     }
     if up.foreground {
         println!("Ctrl-C ends it");
         tokio::signal::ctrl_c().await?;
         lab.down().await?;
     } else {
-        println!("try: aquifer lab status · aquifer lab apply -f examples/shop · aquifer lab down");
+        println!("try: {}", NEXT.join(" · "));
     }
     Ok(())
 }
 
-async fn apply(lab: &Lab, files: &[PathBuf]) -> Result<()> {
-    for file in files {
-        let keys = if file == Path::new("-") {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("reading standard input")?;
-            lab.apply(&text).await?
-        } else {
-            lab.apply_path(file).await?
-        };
-        keys.iter().for_each(|key| println!("{key} applied"));
-    }
-    Ok(())
-}
-
-async fn label(lab: &Lab, namespace: &str, labels: &[String]) -> Result<()> {
-    let mut changes = serde_json::Map::new();
-    for label in labels {
-        let (key, value) = match (label.split_once('='), label.strip_suffix('-')) {
-            (Some((key, value)), _) => (key, json!(value)),
-            (None, Some(key)) => (key, serde_json::Value::Null),
-            (None, None) => bail!("`{label}` is neither `key=value` nor `key-`"),
-        };
-        changes.insert(key.to_owned(), value);
-    }
-    lab.patch_user(Kind::Namespace, "", namespace, json!({"metadata": {"labels": changes}})).await?;
-    println!("namespace/{namespace} labelled");
-    Ok(())
+#[cfg(test)]
+pub(crate) fn shown() -> Vec<String> {
+    NEXT.iter().map(|line| (*line).to_owned()).collect()
 }

@@ -9,6 +9,7 @@
 mod demo;
 mod lab;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -31,11 +32,11 @@ enum Command {
         keep: bool,
     },
     /// A cluster of nodes and pods in network namespaces of this machine
-    #[command(subcommand)]
     Lab(lab::Command),
 }
 
 fn main() -> ExitCode {
+    end_with_reader();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level(&cli.command)));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => ExitCode::from(code),
+        Err(error) if is_closed_output(&error) => ExitCode::from(CLOSED_OUTPUT),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -55,7 +57,30 @@ fn main() -> ExitCode {
 /// What a person reads on a terminal is less than what a log keeps.
 fn default_level(command: &Command) -> &'static str {
     match command {
-        Command::Lab(lab::Command::Init { .. }) => "info",
+        Command::Lab(lab) if lab.is_init() => "info",
         Command::Demo { .. } | Command::Lab(_) => "warn",
     }
 }
+
+/// What a shell makes of SIGPIPE: 128 + 13.
+const CLOSED_OUTPUT: u8 = 141;
+
+/// Ends quietly when nobody reads our output any more (`aquifer lab status | head -1`). SIGPIPE itself stays ignored:
+/// the demo writes to programs that may have ended.
+fn end_with_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What `println!` panics with.
+        if panic.payload_as_str().is_some_and(|text| text.starts_with("failed printing to std")) {
+            std::process::exit(i32::from(CLOSED_OUTPUT));
+        }
+        usual(panic);
+    }));
+}
+
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests;
