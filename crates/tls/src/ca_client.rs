@@ -2,6 +2,7 @@
 
 use crate::bundle::{BundleError, CertBundle};
 use crate::csr::{self, CsrError};
+use crate::provider::{self, TlsPolicy};
 use aquifer_core::identity::Identity;
 use aquifer_proto::ca::IstioCertificateRequest;
 use aquifer_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -105,8 +106,10 @@ pub struct IstioCaClient {
 }
 
 impl IstioCaClient {
-    /// A client; connects at the first fetch.
+    /// A client; connects at the first fetch, with the cryptography that [`provider::install`] was told.
     pub fn new(config: CaConfig) -> Self {
+        // The channel takes the process's provider and panics without: who installed none gets the usual one.
+        provider::install(TlsPolicy::default());
         Self { config, channel: Mutex::new(None) }
     }
 

@@ -164,7 +164,8 @@ fn make_certificate(path: &Path, key: &KeyPair, trust_domain: &str, now: OffsetD
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, trust_domain);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    // The second so that the revocation lists that it signs count everywhere (RFC 5280, 4.2.1.3).
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = now - BACKDATE;
     params.not_after = now + LIFETIME;
     params.serial_number = Some(super::issuer::random_serial());

@@ -5,6 +5,7 @@
 //! enrolment    the label on and off          authorization  policies and their effect on open connections
 //! mtls         STRICT, PERMISSIVE            endpoints      scaling, deletion under load, re-created addresses
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
+//! revocation   a certificate that is no longer good
 //! churn        every process killed, in every order, under load
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
 //! dns          names: who answers, and that applications see no difference
@@ -25,6 +26,7 @@ mod hostile;
 mod lifecycle;
 mod mint;
 mod mtls;
+mod revocation;
 mod rotation;
 mod transfer;
 mod xds;
