@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use aquifer_objects::{Event, Kind, ObjectKey, parse::parse_object};
 use aquifer_proto::security::Authorization;
-use aquifer_proto::workload::Address;
+use aquifer_proto::workload::{Address, address};
 use k8s_openapi::ByteString;
 use prost::Message;
 use serde_json::Value;
@@ -19,9 +19,17 @@ use serde_json::Value;
 use super::{Index, Published};
 use crate::translate::Mesh;
 
-/// The recordings that the kinds of this index cover.
-const CASES: [&str; 6] =
-    ["00-baseline", "a-plain", "b-ambient", "c-peerauthentication", "d-authorizationpolicy", "g-locality-distribution"];
+/// All recordings; of each the objects whose kinds this index reads.
+const CASES: [&str; 8] = [
+    "00-baseline",
+    "a-plain",
+    "b-ambient",
+    "c-peerauthentication",
+    "d-authorizationpolicy",
+    "e-serviceentry-workloadentry",
+    "f-waypoints",
+    "g-locality-distribution",
+];
 
 /// Case, resource, why ours is another.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
@@ -35,16 +43,78 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
         "pa-workload/converted_peer_authentication_pport",
         "the reference writes the clause against unauthenticated callers twice, before and after the exempt ports; once says the same",
     ),
-    ("g-locality-distribution", "local/close.example.com", "made from a ServiceEntry, a kind that is not read"),
+];
+
+/// Made from kinds that are not read (ServiceEntry, WorkloadEntry), so that we have nothing of that name.
+const KINDS_NOT_READ: &[(&str, &[&str])] = &[
     (
-        "g-locality-distribution",
-        "Kubernetes/networking.istio.io/ServiceEntry/local/close-se/192.0.2.101",
-        "made from a ServiceEntry, a kind that is not read",
+        "e-serviceentry-workloadentry",
+        &[
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/dns-endpoints/a.example.com",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/dns-endpoints/b.example.com",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/dns/dns.example.com",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/export-none/192.0.2.52",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/no-autoalloc/192.0.2.51",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/round-robin/rr.example.com",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/static/192.0.2.31",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/static/192.0.2.32",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/static/2001:db8::5",
+            "Kubernetes/networking.istio.io/ServiceEntry/entries/wildcard-dynamic/*.dyn.example.com",
+            "Kubernetes/networking.istio.io/WorkloadEntry/entries/vm-1",
+            "Kubernetes/networking.istio.io/WorkloadEntry/entries/vm-2-hbone",
+            "Kubernetes/networking.istio.io/WorkloadEntry/entries/vm-3-annotated",
+            "Kubernetes/networking.istio.io/WorkloadEntry/entries/vm-4-hostname",
+            "entries/*.dyn.example.com",
+            "entries/*.wild.example.com",
+            "entries/cidr.example.com",
+            "entries/dns-ep.example.com",
+            "entries/dns.example.com",
+            "entries/inmesh.example.com",
+            "entries/noauto.example.com",
+            "entries/none-auto.example.com",
+            "entries/none.example.com",
+            "entries/pods.example.com",
+            "entries/private.example.com",
+            "entries/rr.example.com",
+            "entries/static.example.com",
+            "entries/static2.example.com",
+        ],
+    ),
+    (
+        "f-waypoints",
+        &[
+            "Kubernetes/networking.istio.io/ServiceEntry/wp-home/ext/ext.example.com",
+            "Kubernetes/networking.istio.io/WorkloadEntry/wp-home/we",
+            "wp-home/*.ext.example.com",
+            "wp-home/ext.example.com",
+        ],
     ),
     (
         "g-locality-distribution",
-        "Kubernetes/networking.istio.io/WorkloadEntry/local/we-loc",
-        "made from a WorkloadEntry, a kind that is not read",
+        &[
+            "Kubernetes/networking.istio.io/ServiceEntry/local/close-se/192.0.2.101",
+            "Kubernetes/networking.istio.io/WorkloadEntry/local/we-loc",
+            "local/close.example.com",
+        ],
+    ),
+];
+
+/// The same but for what a kind that is not read adds: waypoints (Gateway), and membership in a ServiceEntry's service.
+const PARTS_NOT_READ: &[(&str, &[&str])] = &[
+    ("e-serviceentry-workloadentry", &["Kubernetes//Pod/entries/vmlike"]),
+    (
+        "f-waypoints",
+        &[
+            "Kubernetes//Pod/wp-home/p-all",
+            "Kubernetes//Pod/wp-home/p-wl",
+            "wp-guest/guest.wp-guest.svc.cluster.local",
+            "wp-home/all-wp.wp-home.svc.cluster.local",
+            "wp-home/canary-bad-weight.wp-home.svc.cluster.local",
+            "wp-home/canary-same.wp-home.svc.cluster.local",
+            "wp-home/canary.wp-home.svc.cluster.local",
+            "wp-home/ingress.wp-home.svc.cluster.local",
+            "wp-home/inherits.wp-home.svc.cluster.local",
+        ],
     ),
 ];
 
@@ -138,6 +208,28 @@ fn compare<M: Message + Default + std::fmt::Debug>(
     differences
 }
 
+fn names(list: &[(&str, &'static [&'static str])], case: &str) -> impl Iterator<Item = &'static str> {
+    let of_case: Vec<_> = list.iter().filter(|(of, _)| *of == case).map(|(_, names)| *names).collect();
+    of_case.into_iter().flatten().copied()
+}
+
+/// What would have been recorded without Gateways and ServiceEntries.
+fn without_unread_parts(bytes: &[u8]) -> Address {
+    let mut address = Address::decode(bytes).unwrap();
+    match address.r#type.as_mut().unwrap() {
+        address::Type::Workload(workload) => {
+            workload.waypoint = None;
+            workload.services.retain(|name, _| name.ends_with(".svc.cluster.local"));
+        }
+        address::Type::Service(service) => {
+            service.waypoint = None;
+            service.weighted_waypoints.clear();
+            service.ingress_use_waypoint = false;
+        }
+    }
+    address
+}
+
 #[test]
 fn resources_are_the_recorded_ones() {
     let baseline = index_of(&["00-baseline"]);
@@ -153,10 +245,19 @@ fn resources_are_the_recorded_ones() {
         compared += addresses.len() + authorizations.len();
         let mut found = compare::<Address>(index.addresses(), addresses_before, &addresses);
         found.extend(compare::<Authorization>(index.authorizations(), authorizations_before, &authorizations));
+        let meant = DIFFERENCES.iter().filter(|(of, ..)| *of == case).map(|(_, name, _)| *name);
         let listed: BTreeSet<&str> =
-            DIFFERENCES.iter().filter(|(of, ..)| *of == case).map(|(_, name, _)| *name).collect();
+            meant.chain(names(KINDS_NOT_READ, case)).chain(names(PARTS_NOT_READ, case)).collect();
         for (name, difference) in &found {
             assert!(listed.contains(name.as_str()), "{case}: {name} differs, and nobody means it:\n{difference}");
+        }
+        for name in names(KINDS_NOT_READ, case) {
+            assert!(!index.addresses().contains_key(name), "{case}: {name} is made of a kind that is not read");
+        }
+        for name in names(PARTS_NOT_READ, case) {
+            let theirs = without_unread_parts(&addresses[name].0);
+            let ours = Address::decode(index.addresses()[name].body.clone()).unwrap();
+            assert_eq!(ours, theirs, "{case}: {name} differs in more than what is not read");
         }
         for name in listed {
             assert!(found.contains_key(name), "{case}: {name} is listed as different, but is the same");
@@ -200,7 +301,7 @@ fn every_policy_that_a_workload_names_is_sent() {
         let index = index_of(&["00-baseline", case]);
         for (name, resource) in index.addresses() {
             let address = Address::decode(resource.body.clone()).unwrap();
-            if let Some(aquifer_proto::workload::address::Type::Workload(workload)) = address.r#type {
+            if let Some(address::Type::Workload(workload)) = address.r#type {
                 for policy in workload.authorization_policies {
                     assert!(index.authorizations().contains_key(policy.as_str()), "{case}: {name} names {policy}");
                 }
