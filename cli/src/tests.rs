@@ -32,9 +32,13 @@ fn commands(text: &str) -> Vec<String> {
     found
 }
 
-/// As a shell would: no comment, no pipe, no quotes.
+/// As a shell would: no comment, no pipe, no quotes. `<something>` stands for one word.
 fn words(command: &str) -> Vec<String> {
-    let plain = command.split(['#', '|', '>']).next().unwrap_or_default();
+    let mut plain = command.to_owned();
+    while let Some((before, (_, after))) = plain.split_once('<').and_then(|(a, b)| Some((a, b.split_once('>')?))) {
+        plain = format!("{before}something{after}");
+    }
+    let plain = plain.split(['#', '|', '>']).next().unwrap_or_default();
     plain.split_whitespace().map(|word| word.trim_matches(['\'', '"']).to_owned()).collect()
 }
 
