@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 use crate::metrics::{OpenSocket, Parties, ProxyMetrics, Reporter, TcpSeries, WorkerMetrics};
 
+mod remedy;
+
 /// Why a connection didn't come about, or ended early.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -173,6 +175,7 @@ impl Record {
                 error = failure.message.as_str(),
                 reason = failure.reason.code(),
                 policy = failure.policy.as_deref(),
+                remedy = remedy::of(failure),
             ),
             None if matches!(kind, Kind::Opened) => line!(DEBUG, "connection opened"),
             None => line!(
@@ -204,6 +207,7 @@ pub fn refused(metrics: &ProxyMetrics, reporter: Reporter, src: SocketAddr, dst:
         error = failure.message.as_str(),
         reason = failure.reason.code(),
         policy = failure.policy.as_deref(),
+        remedy = remedy::of(failure),
         "connection failed"
     );
 }

@@ -47,6 +47,6 @@ pub use credit::Budget;
 pub use error::ConnectError;
 pub use flood::Flood;
 pub use pool::{Connect, Key, Pool, PoolConfig, PoolError};
-pub use server::{ConnectRequest, ServeError, serve, serve_within};
+pub use server::{ConnectRequest, ServeError, Unfit, serve, serve_within};
 pub use stream::H2Stream;
 pub use transport::{BufList, IoTransport, TcpTransport, Transport};

@@ -61,6 +61,27 @@ impl ServeError {
     }
 }
 
+/// A request that is no plain CONNECT; it was answered 400.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Something else than CONNECT.
+    #[error("{0} on the HBONE port: CONNECT expected")]
+    Method(Method),
+    /// A CONNECT to nowhere.
+    #[error("CONNECT without an authority")]
+    NoAuthority,
+}
+
+impl Unfit {
+    /// Its place in the mesh's list of reasons.
+    pub fn reason(&self) -> aquifer_core::reason::Reason {
+        match self {
+            Self::Method(_) => aquifer_core::reason::Reason::MethodNotAllowed,
+            Self::NoAuthority => aquifer_core::reason::Reason::InvalidAuthority,
+        }
+    }
+}
+
 /// Serves one connection: `handler` runs as a task of its own for each CONNECT, and answers it.
 ///
 /// On `cancel`'s drain the peer is told by GOAWAY, and this returns when the streams have ended. On force it
@@ -77,15 +98,17 @@ where
     H: Fn(ConnectRequest) -> F,
     F: Future<Output = ()> + 'static,
 {
-    serve_within(io, config, &Budget::default(), handler, cancel, tracker).await
+    serve_within(io, config, &Budget::default(), handler, |_| {}, cancel, tracker).await
 }
 
-/// Like [`serve`], with what the pod's connections may hold together.
+/// Like [`serve`], with what the pod's connections may hold together; `unfit` hears of each request that was answered
+/// 400 without the handler.
 pub async fn serve_within<Io, H, F>(
     io: Io,
     config: &ServerConfig,
     budget: &Budget,
     handler: H,
+    unfit: impl Fn(&Unfit),
     cancel: Cancel,
     tracker: &Tracker,
 ) -> Result<(), ServeError>
@@ -118,8 +141,11 @@ where
                     asked = true;
                     let (request, respond) = (*request)?;
                     let credit = tuning.open(request.body().stream_id().as_u32());
-                    if let Some(request) = ConnectRequest::new(request, respond, credit, &watch) {
-                        tracker.spawn_local("hbone-stream", handler(request));
+                    match ConnectRequest::new(request, respond, credit, &watch) {
+                        Ok(request) => {
+                            tracker.spawn_local("hbone-stream", handler(request));
+                        }
+                        Err(refused) => unfit(&refused),
                     }
                 }
                 Next::Flood(flood) => {
@@ -224,16 +250,20 @@ impl ConnectRequest {
         respond: SendResponse<Bytes>,
         credit: StreamCredit,
         watch: &Watch,
-    ) -> Option<Self> {
+    ) -> Result<Self, Unfit> {
         let (head, recv) = request.into_parts();
         // h2 itself refuses a CONNECT with :scheme or :path, and the extended one of RFC 8441.
-        let plain = head.method == Method::CONNECT && head.uri.authority().is_some();
+        let unfit = if head.method != Method::CONNECT {
+            Some(Unfit::Method(head.method.clone()))
+        } else if head.uri.authority().is_none() {
+            Some(Unfit::NoAuthority)
+        } else {
+            None
+        };
         let request = Self { head, respond, recv, credit, watch: watch.clone() };
-        if plain {
-            return Some(request);
-        }
+        let Some(unfit) = unfit else { return Ok(request) };
         request.refuse(StatusCode::BAD_REQUEST);
-        None
+        Err(unfit)
     }
 
     /// Where the client wants to go, as it wrote it.

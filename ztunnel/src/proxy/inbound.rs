@@ -14,7 +14,7 @@ use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
-use aquifer_hbone::{ConnectRequest, TcpTransport};
+use aquifer_hbone::{ConnectRequest, TcpTransport, Unfit};
 use aquifer_tls::PeerCertificate;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
@@ -70,7 +70,11 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
     let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity, certificate });
     let each = |request| stream(tunnel.clone(), request);
     let shared = &pod.shared;
-    let served = aquifer_hbone::serve_within(tls, &shared.server, &pod.budget, each, cancel, &shared.tracker);
+    let refused = |unfit: &Unfit| {
+        let failure = Failure::new(unfit.reason(), unfit.to_string());
+        records::refused(pod.metrics.shared(), Reporter::Destination, peer, local, &failure);
+    };
+    let served = aquifer_hbone::serve_within(tls, &shared.server, &pod.budget, each, refused, cancel, &shared.tracker);
     if let Err(error) = served.await {
         if error.is_disconnect() {
             tracing::debug!(%peer, %error, "tunnel lost");

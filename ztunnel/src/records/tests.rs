@@ -167,10 +167,52 @@ async fn json_lines_are_the_recorded_ones() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_reason_and_policy() {
+async fn a_refusal_names_reason_policy_and_remedy() {
     let metrics = ProxyMetrics::default();
-    let failure = Failure { reason: Reason::PolicyDenied, message: "denied".into(), policy: Some("amb/locked".into()) };
-    let addr = SocketAddr::from(([10, 0, 0, 1], 1));
-    let line = logged(Format::Text, || refused(&metrics, Reporter::Destination, addr, addr, &failure));
-    assert!(line.ends_with("error=\"denied\" reason=\"policy_denied\" policy=\"amb/locked\"\n"), "{line}");
+    let line = |reason, policy: &str| {
+        let failure = Failure { reason, message: "denied".into(), policy: Some(policy.into()) };
+        let addr = SocketAddr::from(([10, 0, 0, 1], 1));
+        logged(Format::Text, || refused(&metrics, Reporter::Destination, addr, addr, &failure))
+    };
+    let cases = [
+        (Reason::PolicyDenied, "amb/locked", "change this DENY policy, or call as somebody whom it does not match"),
+        (Reason::PolicyDenied, "istio-system/istio_converted_static_strict", remedy::STRICT),
+        (Reason::PolicyChanged, "istio-system/istio_converted_static_strict", remedy::STRICT),
+        (Reason::PolicyDenied, "amb/converted_peer_authentication_ports", remedy::STRICT),
+    ];
+    for (reason, policy, remedy) in cases {
+        let end = format!("error=\"denied\" reason=\"{reason}\" policy=\"{policy}\" remedy=\"{remedy}\"\n");
+        let line = line(reason, policy);
+        assert!(line.ends_with(&end), "{line}");
+    }
+}
+
+/// Plaintext that STRICT refuses: who called, from where, why not, and what mends it.
+#[tokio::test(start_paused = true)]
+async fn a_plaintext_refusal_names_the_calling_pod() {
+    let metrics = Rc::new(WorkerMetrics::new(Arc::default()));
+    let pod = |namespace: &str, name: &str, last| testing::workload(testing::pod(namespace, name, [10, 0, 0, last]));
+    let record = Record::open(
+        Opening {
+            src: "10.0.0.9:4000".parse().unwrap(),
+            dst: "10.0.0.1:8080".parse().unwrap(),
+            hbone_target: None,
+            parties: Parties {
+                reporter: Reporter::Destination,
+                source: Some(pod("outside", "client", 9)),
+                source_identity: None,
+                destination: Some(pod("shop", "payments", 1)),
+                service: None,
+            },
+            since: Instant::now(),
+        },
+        &metrics,
+    );
+    let policy = "istio-system/istio_converted_static_strict";
+    let failure = Failure { policy: Some(policy.into()), ..Failure::new(Reason::PolicyDenied, "denied") };
+    let line = logged(Format::Text, || record.finish(Err(&failure)));
+    let fields = fields(line.trim_end().rsplit_once('\t').unwrap().1);
+    let said = ["src.workload", "src.namespace", "dst.workload", "reason", "policy", "remedy"].map(|key| fields[key].as_str());
+    assert_eq!(said, ["client", "outside", "payments", "policy_denied", policy, remedy::STRICT]);
+    assert!(!fields.contains_key("src.identity"), "nobody has shown who they are: {line}");
 }

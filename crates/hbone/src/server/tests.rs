@@ -13,6 +13,7 @@ pub(super) struct Server {
     pub(super) io: DuplexStream,
     pub(super) requests: mpsc::UnboundedReceiver<ConnectRequest>,
     pub(super) outcome: Rc<RefCell<Option<Result<(), ServeError>>>>,
+    pub(super) unfit: Rc<RefCell<Vec<Unfit>>>,
     pub(super) task: JoinHandle<()>,
     pub(super) cancel: Cancel,
     pub(super) tracker: Tracker,
@@ -26,9 +27,9 @@ pub(super) fn server(config: ServerConfig) -> Server {
 pub(super) fn server_within(config: ServerConfig, budget: Budget) -> Server {
     let (io, far) = duplex(1 << 20);
     let (tx, requests) = mpsc::unbounded_channel();
-    let outcome = Rc::new(RefCell::new(None));
+    let (outcome, unfit) = (Rc::new(RefCell::new(None)), Rc::new(RefCell::new(Vec::new())));
     let (cancel, tracker) = (Cancel::new(), Tracker::new());
-    let (o, c, t) = (outcome.clone(), cancel.clone(), tracker.clone());
+    let (o, u, c, t) = (outcome.clone(), unfit.clone(), cancel.clone(), tracker.clone());
     let task = tracker.spawn_local("serve", async move {
         let handler = move |request: ConnectRequest| {
             let tx = tx.clone();
@@ -36,10 +37,10 @@ pub(super) fn server_within(config: ServerConfig, budget: Budget) -> Server {
                 let _ = tx.send(request);
             }
         };
-        let result = serve_within(far, &config, &budget, handler, c, &t).await;
+        let result = serve_within(far, &config, &budget, handler, |refused| u.borrow_mut().push(refused.clone()), c, &t).await;
         *o.borrow_mut() = Some(result);
     });
-    Server { io, requests, outcome, task, cancel, tracker }
+    Server { io, requests, outcome, unfit, task, cancel, tracker }
 }
 
 pub(super) async fn local<F: Future>(test: F) -> F::Output {
@@ -182,6 +183,13 @@ async fn hostile_requests() {
                 Expect::GoAway => assert_eq!(answer.kind, GOAWAY, "{what}: {answer:?}"),
             }
             assert!(s.requests.try_recv().is_err(), "{what}: reached the handler");
+            let told = s.unfit.borrow().iter().map(|unfit| unfit.reason().code()).collect::<Vec<_>>();
+            let tell: &[&str] = match what {
+                "GET" | "POST" => &["method_not_allowed"],
+                "CONNECT without authority" => &["invalid_authority"],
+                _ => &[],
+            };
+            assert_eq!(told, tell, "{what}: who serves the connection is told of it");
             if answer.kind == GOAWAY {
                 return;
             }

@@ -132,8 +132,9 @@ async fn wrong_requests_are_answered_with_their_reason() -> Result<()> {
         (Method::POST, "http://127.0.0.1:8080/"),
         (Method::OPTIONS, "https://x/"),
     ] {
-        let (send, _) = intruder.http2().await?;
+        let (send, port) = intruder.http2().await?;
         assert_eq!(ask(&send, method.clone(), uri, HeaderMap::new()).await?, 400, "{method} {uri}");
+        logged(lab, "node2", &[&format!(":{port} "), method.as_str(), "reason=\"method_not_allowed\""]).await?;
     }
     // What a client says of itself opens no door: only its certificate counts.
     let mut headers = HeaderMap::new();
