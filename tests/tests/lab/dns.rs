@@ -157,8 +157,12 @@ async fn known_names_stay_in_the_mesh_and_others_go_out_as_the_pod() -> Result<(
     // Whatever server the application names, the node's answers.
     let elsewhere = run(&lab, "web", &["dig", "+short", "@192.0.2.53", "orders.shop.svc.cluster.local"]).await?.stdout;
     assert_eq!(elsewhere.trim(), v4.to_string());
-    assert_eq!(count(&lab, requests, &udp).await?, 3.0);
-    assert_eq!(count(&lab, requests, &tcp).await?, 1.0);
+    for transport in ["+notcp", "+tcp"] {
+        let args = ["dig", transport, "+short", "@fd00:19::53", "orders.shop.svc.cluster.local"];
+        assert_eq!(run(&lab, "web", &args).await?.stdout.trim(), v4.to_string(), "over IPv6");
+    }
+    assert_eq!(count(&lab, requests, &udp).await?, 4.0);
+    assert_eq!(count(&lab, requests, &tcp).await?, 2.0);
     assert_eq!(count(&lab, upstream, &["source_canonical_service=\"web\""]).await?, 0.0);
     assert_eq!(resolver_lines(&lab, "orders").await?, before, "a known name left the mesh");
 

@@ -143,7 +143,7 @@ impl Question {
             bytes.extend(edns);
             bytes[ADDITIONALS].copy_from_slice(&1_u16.to_be_bytes());
         }
-        if bytes.len() <= usize::from(self.limit()) { bytes } else { self.cut(self.authoritative()) }
+        if bytes.len() <= self.limit() { bytes } else { self.cut(self.authoritative()) }
     }
 
     /// An answer that is none.
@@ -155,7 +155,7 @@ impl Question {
     /// An upstream's answer, as the client gets it.
     #[must_use]
     pub fn relay(&self, mut answer: Vec<u8>) -> Vec<u8> {
-        if answer.len() > usize::from(self.limit()) {
+        if answer.len() > self.limit() {
             let code = Header::read(&mut BinDecoder::new(&answer))
                 .map_or(ResponseCode::ServFail, |h| h.metadata.response_code);
             return self.cut(self.reply(code));
@@ -184,13 +184,15 @@ impl Question {
         }
     }
 
-    fn limit(&self) -> u16 {
-        match self.transport {
+    /// The longest answer that the client takes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        usize::from(match self.transport {
             Transport::Tcp => u16::MAX,
             Transport::Udp => {
                 self.edns.as_ref().map_or(SMALLEST_LIMIT, Edns::max_payload).clamp(SMALLEST_LIMIT, LARGEST_DATAGRAM)
             }
-        }
+        })
     }
 
     fn reply(&self, code: ResponseCode) -> Message {

@@ -36,9 +36,6 @@ impl Default for Timing {
     }
 }
 
-/// Longest message.
-const LARGEST: usize = 65_535;
-
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -145,13 +142,13 @@ impl Upstream {
         let socket = UdpSocket::from_std(socket)?;
         let (id, query) = under_new_id(query);
         socket.send(&query).await?;
-        let mut answer = vec![0; LARGEST];
+        // One more than the client takes shows that there is more.
+        let mut answer = vec![0; question.limit() + 1];
         loop {
             let length = socket.recv(&mut answer).await?;
             // Anything else is stray, or a guess of somebody who wants to be believed.
             if question.is_answer(&answer[..length], id) {
                 answer.truncate(length);
-                answer.shrink_to_fit();
                 return Ok(answer);
             }
         }

@@ -321,6 +321,15 @@ fn upstreams_no_and_truncation_are_passed_on() {
         cut.metadata.truncation = true;
         tell(&upstream, &cut, from).await;
         assert!(hear(&client).await.0.truncation);
+        // A server that sends more than was asked for: the client gets what it takes.
+        let client = bench.send(&asked).await;
+        let (heard, from) = hear(&upstream).await;
+        let mut long = heard.clone().into_response();
+        let text = TXT::new(vec!["t".repeat(250); 20]);
+        long.add_answer(Record::from_rdata(heard.queries[0].name().clone(), 7, RData::TXT(text)));
+        tell(&upstream, &long, from).await;
+        let cut = hear(&client).await.0;
+        assert_eq!((cut.id, cut.truncation, cut.answers.len()), (0x4242, true, 0));
         // The client asks again by TCP, and so do we.
         let mut client = bench.connect().await;
         tell_frame(&mut client, &asked).await;
