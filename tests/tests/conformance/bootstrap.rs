@@ -340,6 +340,24 @@ async fn large_response() -> Result<()> {
     Ok(())
 }
 
+/// 5.5: on demand, the first Address request subscribes and unsubscribes `*`; Authorization stays wildcard.
+#[cfg(any())]
+#[tokio::test(flavor = "multi_thread")]
+async fn on_demand_first_requests() -> Result<()> {
+    let mut stage = Stage::set()?;
+    stage.var("XDS_ON_DEMAND", "true");
+    stage.var("ISTIO_META_DNS_CAPTURE", "false");
+    let _ztunnel = stage.start()?;
+    let mut ads = stage.istiod.ads().await?;
+    let address = ads.request().await?;
+    assert_eq!(address.type_url, ADDRESS);
+    assert_eq!((address.subscribe, address.unsubscribe), (vec!["*".to_owned()], vec!["*".to_owned()]));
+    let authorization = ads.request().await?;
+    assert_eq!(authorization.type_url, AUTHORIZATION);
+    assert_eq!(authorization.fields.numbers(), [1, 2]);
+    Ok(())
+}
+
 /// 8.2: what came over the stream is counted by type.
 #[tokio::test(flavor = "multi_thread")]
 async fn stream_metrics() -> Result<()> {

@@ -6,8 +6,11 @@
 // Not every test needs every part of the peer.
 #![allow(dead_code)]
 
+mod balancing;
 mod bootstrap;
 mod ca;
 mod inbound;
+mod outbound;
+mod rbac;
 mod peer;
 mod zds;

@@ -102,6 +102,22 @@ async fn dialled_after_both_types() -> Result<()> {
     stage.agent.accept()?.hello()
 }
 
+/// 2.4, 8.1: from its start to its first sync the proxy is never ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn never_ready_before_the_first_sync() -> Result<()> {
+    let stage = Stage::set()?;
+    let _ztunnel = stage.start()?;
+    let begin = std::time::Instant::now();
+    let mut answers = 0;
+    while answers == 0 || begin.elapsed() < Duration::from_secs(2) {
+        if let Ok((status, text)) = stage.get(15021, "/healthz/ready").await {
+            ensure!(status == 500, "{status} {text} after {:?}", begin.elapsed());
+            answers += 1;
+        }
+    }
+    Ok(())
+}
+
 /// 2.2: the hello comes first, once, without an answer; then the proxy is silent until it is asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn hello_then_silence() -> Result<()> {

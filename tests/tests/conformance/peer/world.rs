@@ -335,15 +335,26 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// Greets with the caller's address.
     pub(crate) fn start(netns: &Netns, at: SocketAddr) -> Result<Self> {
+        Self::greet(netns, at, None)
+    }
+
+    /// Greets with its own name.
+    pub(crate) fn named(netns: &Netns, at: SocketAddr, name: &str) -> Result<Self> {
+        Self::greet(netns, at, Some(name.to_owned()))
+    }
+
+    fn greet(netns: &Netns, at: SocketAddr, name: Option<String>) -> Result<Self> {
         let listener = netns.listen(at)?;
         let mut task = tokio::task::JoinSet::new();
         task.spawn(async move {
             let mut callers = tokio::task::JoinSet::new();
             while let Ok((mut stream, from)) = listener.accept().await {
+                let greeting = name.clone().unwrap_or_else(|| format!("hello {}", from.ip().to_canonical()));
                 callers.spawn(async move {
                     // A caller that goes away ends its echo, no more.
-                    let _ = stream.write_all(format!("hello {}\n", from.ip().to_canonical()).as_bytes()).await;
+                    let _ = stream.write_all(format!("{greeting}\n").as_bytes()).await;
                     let (mut read, mut write) = stream.split();
                     let _ = tokio::io::copy(&mut read, &mut write).await;
                     let _ = write.shutdown().await;
@@ -351,6 +362,15 @@ impl App {
             }
         });
         Ok(Self { _task: task })
+    }
+}
+
+/// Connects and takes the greeting of an [`App`]; `None` if the connection was refused, reset or ended without one.
+pub(crate) async fn greeted(from: &Netns, to: SocketAddr) -> Result<Option<String>> {
+    match from.connect(to).await {
+        Ok(mut stream) => greeting(&mut stream).await,
+        // A reset may come before the connect returns.
+        Err(_) => Ok(None),
     }
 }
 
