@@ -24,6 +24,8 @@ pub mod http;
 pub mod metrics;
 pub mod process;
 pub mod readiness;
+#[cfg(test)]
+mod recorded;
 pub mod signals;
 pub mod telemetry;
 pub mod tracker;
