@@ -21,7 +21,9 @@ pub(super) fn of(failure: &Failure) -> Option<&'static str> {
         Reason::PolicyDenied => Some("change this DENY policy, or call as somebody whom it does not match"),
         Reason::PolicyNotAllowed => Some("add a rule for this client and port to one of these ALLOW policies"),
         Reason::PolicyUnknown => Some("see why the control plane does not send this policy, or apply it again"),
-        Reason::PolicyChanged => Some("if this was not meant: change the policy back, or call as somebody whom it allows"),
+        Reason::PolicyChanged => {
+            Some("if this was not meant: change the policy back, or call as somebody whom it allows")
+        }
         Reason::MethodNotAllowed => Some("call the application's own port: 15008 takes HTTP/2 CONNECT only"),
         Reason::IllegalPort => Some("call the application's own port: 15001, 15006 and 15008 are the proxy's"),
         Reason::WorkloadUnknown => Some("see that the control plane is up and that NODE_NAME is the node's name"),

@@ -212,7 +212,8 @@ async fn a_plaintext_refusal_names_the_calling_pod() {
     let failure = Failure { policy: Some(policy.into()), ..Failure::new(Reason::PolicyDenied, "denied") };
     let line = logged(Format::Text, || record.finish(Err(&failure)));
     let fields = fields(line.trim_end().rsplit_once('\t').unwrap().1);
-    let said = ["src.workload", "src.namespace", "dst.workload", "reason", "policy", "remedy"].map(|key| fields[key].as_str());
+    let said =
+        ["src.workload", "src.namespace", "dst.workload", "reason", "policy", "remedy"].map(|key| fields[key].as_str());
     assert_eq!(said, ["client", "outside", "payments", "policy_denied", policy, remedy::STRICT]);
     assert!(!fields.contains_key("src.identity"), "nobody has shown who they are: {line}");
 }

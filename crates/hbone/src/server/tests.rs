@@ -37,7 +37,8 @@ pub(super) fn server_within(config: ServerConfig, budget: Budget) -> Server {
                 let _ = tx.send(request);
             }
         };
-        let result = serve_within(far, &config, &budget, handler, |refused| u.borrow_mut().push(refused.clone()), c, &t).await;
+        let result =
+            serve_within(far, &config, &budget, handler, |refused| u.borrow_mut().push(refused.clone()), c, &t).await;
         *o.borrow_mut() = Some(result);
     });
     Server { io, requests, outcome, unfit, task, cancel, tracker }
