@@ -37,29 +37,8 @@ pub(super) fn of(failure: &Failure) -> Option<&'static str> {
         Reason::CertificateRevoked => Some("have a new certificate issued, or mend the revocation list"),
         Reason::PeerDenied => Some("see reason and policy in the access line of the destination's ztunnel"),
         Reason::PeerRefused => Some("see the reason in the access line of the destination's ztunnel"),
-        Reason::InvalidAuthority
-        | Reason::InvalidRequest
-        | Reason::DestinationMismatch
-        | Reason::ServiceUnknown
-        | Reason::PortUnknown
-        | Reason::Overloaded
-        | Reason::OriginalDestinationUnknown
-        | Reason::RemoteNetwork
-        | Reason::NoAddress
-        | Reason::DnsFailed
-        | Reason::ConnectTimeout
-        | Reason::ConnectFailed
-        | Reason::SourcePortExhausted
-        | Reason::TlsFailed
-        | Reason::TlsTimeout
-        | Reason::PeerCertificateInvalid
-        | Reason::PeerIdentityMismatch
-        | Reason::H2Failed
-        | Reason::TunnelClosed
-        | Reason::ConnectionReset
-        | Reason::Shutdown
-        | Reason::PodRemoved
-        | Reason::Internal => None,
+        // What else there is depends on more than the reason.
+        _ => None,
     }
 }
 
