@@ -456,3 +456,59 @@ fn recorded(add: &Value) -> ZdsPod {
 fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
+
+/// Packets that no proxy sends: each ends in an answer or in the end of that connection, never in a panic.
+mod any_packet {
+    use super::super::connection;
+    use super::*;
+    use nix::sys::socket::socketpair;
+    use proptest::prelude::*;
+
+    fn pair() -> (OwnedFd, Packets) {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (proxy, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        (proxy, Packets::new(ours).unwrap())
+    }
+
+    /// Any bytes, and answers with something changed.
+    fn packets() -> impl Strategy<Value = Vec<u8>> {
+        let answer = (".{0,300}", 0..400_usize, any::<u8>(), any::<bool>()).prop_map(|(error, at, byte, change)| {
+            let ack = workload_response::Payload::Ack(Ack { error });
+            let mut bytes = WorkloadResponse { payload: Some(ack) }.encode_to_vec();
+            if change && let Some(place) = bytes.get_mut(at) {
+                *place = byte;
+            }
+            bytes
+        });
+        prop_oneof![proptest::collection::vec(any::<u8>(), 1..MAX + 100), answer]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn ends_in_an_answer_or_in_the_connection_s_end(bytes in packets()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let timing = Timing { deadline: PATIENCE, accepts_per_second: 1000 };
+            runtime.block_on(async {
+                let (proxy, ours) = pair();
+                nix::unistd::write(&proxy, &bytes).unwrap();
+                let said = connection::hello(&ours, timing).await;
+                let hello = ZdsHello::decode(&bytes[..]).is_ok_and(|h| h.version == Version::V1 as i32);
+                prop_assert_eq!(said.is_ok(), hello && bytes.len() <= MAX);
+
+                let (proxy, ours) = pair();
+                nix::unistd::write(&proxy, &bytes).unwrap();
+                let answered = connection::snapshot(&ours, timing, Vec::new()).await;
+                let good = WorkloadResponse::decode(&bytes[..]).is_ok_and(|r| {
+                    matches!(r.payload, Some(workload_response::Payload::Ack(ack)) if ack.error.is_empty())
+                });
+                prop_assert_eq!(answered.is_ok(), good && bytes.len() <= MAX);
+                if let Err(error) = answered {
+                    prop_assert!(error.to_string().lines().count() <= 1, "{}", error);
+                }
+                Ok(())
+            })?;
+        }
+    }
+}

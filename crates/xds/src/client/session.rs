@@ -175,9 +175,20 @@ impl TypeState {
             // Asked for and not there: asking again on each stream would remember every address ever scanned.
             self.demanded.remove(name);
         }
+        // Named twice, once good and once not: the sink gets the good one, so it must be held by some version.
+        let bad: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        let good = updates.iter().filter_map(|update| match update {
+            ResourceUpdate::Upsert { name, .. } => Some(name),
+            ResourceUpdate::Remove { .. } => None,
+        });
+        let twice: Vec<String> = good.filter(|name| bad.contains(name.as_str())).cloned().collect();
         updates.extend(removed.iter().map(|name| ResourceUpdate::Remove { name: name.clone() }));
         if !updates.is_empty() {
-            rejected.extend(sink.apply(&self.watch.type_url, updates));
+            let refused = sink.apply(&self.watch.type_url, updates);
+            let taken =
+                twice.into_iter().filter(|name| refused.iter().all(|r| r.name != *name) && !removed.contains(name));
+            self.held.extend(taken.map(|name| (name, String::new())));
+            rejected.extend(refused);
         }
         let refused: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         // A refused resource stays in `held` with the version that the sink still has: the server sends the new one

@@ -171,3 +171,87 @@ proptest::proptest! {
         let _ = parse(Packet { data, fd: None });
     }
 }
+
+mod any_request {
+    use super::*;
+    use aquifer_proto::zds::workload_request::Payload;
+    use aquifer_proto::zds::{AddWorkload, DelWorkload, KeepWorkload, SnapshotSent, WorkloadInfo, WorkloadRequest};
+    use proptest::prelude::*;
+    use prost::Message;
+
+    fn payload() -> impl Strategy<Value = Option<Payload>> {
+        let info = (".{0,80}", ".{0,80}", ".{0,80}").prop_map(|(name, namespace, service_account)| WorkloadInfo {
+            name,
+            namespace,
+            service_account,
+        });
+        prop_oneof![
+            4 => (".{0,400}", proptest::option::of(info))
+                .prop_map(|(uid, workload_info)| Some(Payload::Add(AddWorkload { uid, workload_info }))),
+            1 => ".{0,9}".prop_map(|uid| Some(Payload::Del(DelWorkload { uid }))),
+            1 => ".{0,9}".prop_map(|uid| Some(Payload::Keep(KeepWorkload { uid }))),
+            1 => Just(Some(Payload::SnapshotSent(SnapshotSent {}))),
+            1 => Just(None),
+        ]
+    }
+
+    /// What should come of a request, by the letter of the protocol.
+    fn valid(payload: Option<&Payload>, fds: usize) -> bool {
+        match payload {
+            Some(Payload::Add(add)) => !add.uid.is_empty() && add.workload_info.is_some() && fds == 1,
+            Some(Payload::Del(del)) => !del.uid.is_empty() && fds == 0,
+            Some(Payload::Keep(keep)) => !keep.uid.is_empty() && fds == 0,
+            Some(Payload::SnapshotSent(_)) => fds == 0,
+            None => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn comes_through_as_it_was_sent_or_is_refused(
+            payload in payload(),
+            fds in 0..4_usize,
+            cut in proptest::option::of((0..1000_usize, any::<u8>())),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut bytes = WorkloadRequest { payload: payload.clone() }.encode_to_vec();
+            let changed = cut.is_some_and(|(at, byte)| bytes.get_mut(at).map(|b| *b = byte).is_some());
+            prop_assume!(!bytes.is_empty());
+            runtime.block_on(async {
+                let (agent, ours) = pair();
+                send(&agent, &bytes, &(0..fds).map(|_| null()).collect::<Vec<_>>());
+                let packet = match ours.recv().await {
+                    Ok(packet) => packet,
+                    Err(error) => {
+                        let why = matches!(error, PacketError::Truncated) && bytes.len() > MAX_PACKET
+                            || matches!(error, PacketError::TooManyDescriptors(_)) && fds > 1;
+                        prop_assert!(why, "{}: {} bytes, {} descriptors", error, bytes.len(), fds);
+                        return Ok(());
+                    }
+                };
+                prop_assert!(bytes.len() <= MAX_PACKET && fds <= 1);
+                let parsed = parse(packet);
+                if let Err(error) = &parsed {
+                    prop_assert!(ack(Err(&error.to_string())).len() <= MAX_PACKET);
+                }
+                if changed {
+                    return Ok(());
+                }
+                prop_assert_eq!(parsed.is_ok(), valid(payload.as_ref(), fds), "{:?}", parsed);
+                match (parsed, payload) {
+                    (Ok(Request::Add { uid, info, .. }), Some(Payload::Add(add))) => {
+                        let sent = add.workload_info.unwrap();
+                        prop_assert_eq!(uid.as_str(), add.uid);
+                        prop_assert_eq!((&*info.name, &*info.namespace), (&*sent.name, &*sent.namespace));
+                        prop_assert_eq!(&*info.service_account, &*sent.service_account);
+                    }
+                    (Ok(Request::Del(uid)), Some(Payload::Del(del))) => prop_assert_eq!(uid.as_str(), del.uid),
+                    (Ok(Request::Keep(uid)), Some(Payload::Keep(keep))) => prop_assert_eq!(uid.as_str(), keep.uid),
+                    (Ok(Request::SnapshotSent), Some(Payload::SnapshotSent(_))) | (Err(_), _) => {}
+                    (parsed, sent) => prop_assert!(false, "{:?} became {:?}", sent, parsed),
+                }
+                Ok(())
+            })?;
+        }
+    }
+}

@@ -171,3 +171,85 @@ fn a_demand_of_a_wildcard_type_needs_no_question() {
     assert_eq!(session.take_answered(), [(A.to_owned(), "x".to_owned())]);
     assert!(session.demand(B, "x").is_none(), "not watched at all");
 }
+
+mod any_response {
+    use super::*;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof![prop::sample::select(vec!["", "*", "a", "b", "bad", "bad2"]).prop_map(str::to_owned), ".{0,9}"]
+    }
+
+    fn any_resource() -> impl Strategy<Value = Resource> {
+        (
+            name(),
+            name(),
+            prop::option::of(prop::collection::vec(any::<u8>(), 0..9)),
+            prop::collection::vec(name(), 0..3),
+        )
+            .prop_map(|(name, version, value, aliases)| Resource {
+                name,
+                version,
+                aliases,
+                resource: value.map(|value| Any { type_url: A.to_owned(), value }),
+            })
+    }
+
+    proptest! {
+        /// Any answers in any order: each gets one reply with its nonce, and the server is told of all that the sink has.
+        /// What else it is told of was refused once; it says so if that is gone.
+        #[test]
+        fn is_answered_once_and_what_the_sink_has_is_held(
+            responses in prop::collection::vec(
+                (name(), prop::collection::vec(any_resource(), 0..5), prop::collection::vec(name(), 0..4), 0..3_usize),
+                0..8,
+            ),
+        ) {
+            let mut session = Session::new([Watch::wildcard(A), Watch::on_demand(B)], node());
+            let mut sink = Sink::default();
+            let (mut model, mut refused) = (BTreeSet::new(), BTreeSet::new());
+            for (nonce, resources, removed, which) in responses {
+                let type_url = [A, B, "type.googleapis.com/unknown"][which].to_owned();
+                if which == 1 {
+                    resources.iter().for_each(|r| drop(session.demand(B, &r.name)));
+                }
+                let response =
+                    DeltaDiscoveryResponse { type_url: type_url.clone(), nonce: nonce.clone(), resources, removed_resources: removed, ..Default::default() };
+                let bodiless = response.resources.iter().filter(|r| r.resource.is_none() || r.name.starts_with("bad"));
+                refused.extend(bodiless.map(|r| r.name.clone()));
+                let applied = sink.0.len();
+                let reply = session.handle(response, &mut sink);
+                prop_assert_eq!((&reply.type_url, &reply.response_nonce), (&type_url, &nonce));
+                prop_assert_eq!(reply.error_detail.is_some() || which < 2, true);
+                prop_assert!(sink.0.len() <= applied + 1, "applied once, as a whole");
+                for (url, changes) in &sink.0[applied..] {
+                    prop_assert_eq!(url, &type_url);
+                    for change in changes.iter().filter(|_| which == 0) {
+                        let (sign, name) = change.split_at(1);
+                        if sign == "-" {
+                            model.remove(name);
+                        } else if !name.starts_with("bad") {
+                            model.insert(name.to_owned());
+                        }
+                    }
+                }
+                let named: BTreeSet<String> = held(&session).iter().map(|(n, _)| (*n).to_owned()).collect();
+                prop_assert!(named.is_superset(&model), "{:?} held, {:?} taken", named, model);
+                prop_assert!(named.difference(&model).all(|name| refused.contains(name)), "{:?} held, {:?} taken", named, model);
+                session.reconnect();
+                prop_assert_eq!(session.initial_requests().len(), 2);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_session_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(mut response) = DeltaDiscoveryResponse::decode(&bytes[..]) {
+                let mut session = Session::new([Watch::wildcard(A)], node());
+                session.handle(response.clone(), &mut Sink::default());
+                response.type_url = A.to_owned();
+                session.handle(response, &mut Sink::default());
+            }
+        }
+    }
+}
