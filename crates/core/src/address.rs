@@ -9,6 +9,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use crate::demand::Key;
+
 /// One IP address on one network. Addresses of different networks may coincide.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {
@@ -69,6 +71,16 @@ pub struct Port {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortList {
     pub ports: Vec<Port>,
+}
+
+impl GatewayAddress {
+    /// What it is asked for by.
+    pub fn key(&self) -> Key {
+        match &self.destination {
+            GatewayDestination::Hostname(name) => Key::Hostname(name.clone()),
+            GatewayDestination::Address(address) => Key::Address(address.clone()),
+        }
+    }
 }
 
 impl NetworkAddress {

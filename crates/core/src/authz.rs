@@ -15,7 +15,7 @@ use crate::{
     identity::Identity,
     policy::{Action, Clause, Match, Policy, PolicyKey, Rule, ServiceAccountMatch},
     reason::Reason,
-    state::{Candidate, MeshState},
+    state::{Candidate, MeshState, UnknownPolicy},
     workload::Workload,
 };
 
@@ -43,6 +43,9 @@ pub struct Verdict {
 pub enum Decision {
     Allow(By),
     Deny(By),
+    /// The workload has just named a policy that is not known yet and may decide either way. Whoever is connected stays,
+    /// whoever comes waits.
+    Pending(PolicyKey),
 }
 
 /// What decided.
@@ -66,12 +69,12 @@ pub struct DryRun {
     pub matched: Option<usize>,
 }
 
-/// Judges a connection: a DENY that matches denies; else a named policy that is missing denies; else without ALLOW
-/// policies it is allowed; else one of them must match.
+/// Judges a connection: a DENY that matches denies; else a named policy that is missing denies, or leaves it open as long
+/// as it is awaited; else without ALLOW policies it is allowed; else one of them must match.
 pub fn authorize(state: &MeshState, connection: &Connection) -> Verdict {
     let subject = Subject::new(connection);
     let mut dry_run = Vec::new();
-    let mut missing = None;
+    let (mut missing, mut awaited) = (None, None);
     let mut allow_policies = false;
     let mut allowed = None;
     let mut denied = None;
@@ -79,7 +82,11 @@ pub fn authorize(state: &MeshState, connection: &Connection) -> Verdict {
         let policy = match candidate {
             Candidate::Known(policy) => policy,
             Candidate::Missing(key) => {
-                missing.get_or_insert(key);
+                match state.unknown_policy(&connection.destination, key) {
+                    UnknownPolicy::Deny => missing = missing.or(Some(key)),
+                    UnknownPolicy::Await => awaited = awaited.or(Some(key)),
+                    UnknownPolicy::Skip => {}
+                }
                 continue;
             }
         };
@@ -102,12 +109,13 @@ pub fn authorize(state: &MeshState, connection: &Connection) -> Verdict {
             *decided = subject.matching_rule(policy).map(|rule| By::Policy { policy: policy.key.clone(), rule });
         }
     }
-    let decision = match (denied, missing, allowed) {
-        (Some(by), _, _) => Decision::Deny(by),
-        (None, Some(key), _) => Decision::Deny(By::PolicyUnknown(key.clone())),
-        (None, None, Some(by)) => Decision::Allow(by),
-        (None, None, None) if allow_policies => Decision::Deny(By::NoAllowPolicyMatched),
-        (None, None, None) => Decision::Allow(By::NoAllowPolicies),
+    let decision = match (denied, missing, awaited, allowed) {
+        (Some(by), ..) => Decision::Deny(by),
+        (None, Some(key), ..) => Decision::Deny(By::PolicyUnknown(key.clone())),
+        (None, None, Some(key), _) => Decision::Pending(key.clone()),
+        (None, None, None, Some(by)) => Decision::Allow(by),
+        (None, None, None, None) if allow_policies => Decision::Deny(By::NoAllowPolicyMatched),
+        (None, None, None, None) => Decision::Allow(By::NoAllowPolicies),
     };
     Verdict { decision, dry_run }
 }
@@ -123,17 +131,19 @@ impl Verdict {
         match &self.decision {
             Decision::Allow(_) => None,
             Decision::Deny(By::Policy { .. }) => Some(Reason::PolicyDenied),
-            Decision::Deny(By::PolicyUnknown(_)) => Some(Reason::PolicyUnknown),
+            Decision::Deny(By::PolicyUnknown(_)) | Decision::Pending(_) => Some(Reason::PolicyUnknown),
             Decision::Deny(By::NoAllowPolicyMatched | By::NoAllowPolicies) => Some(Reason::PolicyNotAllowed),
         }
     }
 
     /// The policy that decided, or that is missing.
     pub fn policy(&self) -> Option<&PolicyKey> {
-        let (Decision::Allow(by) | Decision::Deny(by)) = &self.decision;
-        match by {
-            By::Policy { policy, .. } | By::PolicyUnknown(policy) => Some(policy),
-            By::NoAllowPolicies | By::NoAllowPolicyMatched => None,
+        match &self.decision {
+            Decision::Allow(by) | Decision::Deny(by) => match by {
+                By::Policy { policy, .. } | By::PolicyUnknown(policy) => Some(policy),
+                By::NoAllowPolicies | By::NoAllowPolicyMatched => None,
+            },
+            Decision::Pending(policy) => Some(policy),
         }
     }
 }

@@ -4,18 +4,19 @@
 mod tests;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 use crate::{
     address::{GatewayAddress, GatewayDestination, NetworkAddress, canonical},
+    demand::{self, Key, Known},
     hbone::Authority,
     lb::{self, Purpose},
     reason::Reason,
     service::Service,
     state::{MeshState, View},
-    workload::{ApplicationTunnel, Workload},
+    workload::{ApplicationTunnel, ApplicationTunnelProtocol, Workload},
 };
 
 /// Outbound capture.
@@ -39,6 +40,48 @@ pub struct InboundRoute {
     pub service: Option<Arc<Service>>,
     /// What the proxy there expects before the client's bytes.
     pub application_tunnel: Option<ApplicationTunnel>,
+    /// What the client asked for, a hostname as the VIP of its service: what that proxy is told.
+    pub asked: SocketAddr,
+}
+
+/// Where to connect to in the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    pub address: SocketAddr,
+    /// Whether to connect from the client's address.
+    pub as_client: bool,
+    /// Whether a PROXY header comes first.
+    pub proxy_header: bool,
+}
+
+/// Why a CONNECT has no route yet, or none at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unroutable {
+    /// The control plane's answer for this key is missing.
+    Need(Key),
+    Reject(Reason),
+}
+
+impl From<Reason> for Unroutable {
+    fn from(reason: Reason) -> Self {
+        Self::Reject(reason)
+    }
+}
+
+impl InboundRoute {
+    /// Where to connect. A proxy that takes PROXY headers is reached on loopback if `localhost`
+    /// (`LOCALHOST_APP_TUNNEL`), where nobody else gets past us; there a client's address would have no way back, and
+    /// the header tells it.
+    pub fn hop(&self, localhost: bool) -> Hop {
+        let protocol = self.application_tunnel.map(|tunnel| tunnel.protocol);
+        let proxy_header = protocol == Some(ApplicationTunnelProtocol::Proxy);
+        if !(proxy_header && localhost) {
+            return Hop { address: self.upstream, as_client: true, proxy_header };
+        }
+        let loopback: IpAddr =
+            if self.upstream.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        Hop { address: SocketAddr::new(loopback, self.upstream.port()), as_client: false, proxy_header }
+    }
 }
 
 /// Checks the authority of a CONNECT that reached `local` (the socket's own address), and chooses the port.
@@ -49,34 +92,58 @@ pub fn route(
     authority: &Authority,
     preferred_service_namespace: Option<&str>,
 ) -> Result<InboundRoute, Reason> {
+    let found = route_on_demand(state, workload, local, authority, preferred_service_namespace, demand::ALL);
+    found.map_err(|refused| match refused {
+        Unroutable::Reject(reason) => reason,
+        // Not where all is known.
+        Unroutable::Need(_) => Reason::ServiceUnknown,
+    })
+}
+
+/// The same, where the control plane is asked for what is not known.
+pub fn route_on_demand(
+    state: &MeshState,
+    workload: &Arc<Workload>,
+    local: SocketAddr,
+    authority: &Authority,
+    preferred_service_namespace: Option<&str>,
+    known: Known<'_>,
+) -> Result<InboundRoute, Unroutable> {
     let ip = local.ip().to_canonical();
     let view = View { namespace: &workload.namespace, preferred_namespace: preferred_service_namespace };
-    let (service, port) = match authority {
+    let (service, port, asked) = match authority {
         Authority::Ip(target) => {
             let target = canonical(*target);
             let address = NetworkAddress { network: workload.network.clone(), address: target.ip() };
             let service = state.service_by_vip(&address, &view);
             let ours = target.ip() == ip
                 || workload.application_tunnel.is_some()
-                || is_waypoint_of(state, workload, &address, &view);
+                || is_waypoint_of(state, workload, &address, &view, known)?;
             if !ours {
-                return Err(Reason::DestinationMismatch);
+                return Err(Reason::DestinationMismatch.into());
             }
-            (service, Some(target.port()))
+            (service, Some(target.port()), target)
         }
         Authority::Hostname { host, port } => {
-            let service = state.service_by_hostname(host, &view).ok_or(Reason::ServiceUnknown)?;
-            (Some(service), lb::target_port(service, workload, *port, Purpose::Client))
+            let Some(service) = state.service_by_hostname(host, &view) else {
+                // A hostname alone is no resource's name; one that this workload serves is.
+                let own = workload.services.keys().find(|key| *key.hostname == **host);
+                let key = own.map(|own| Key::Hostname(own.clone())).filter(|key| !known(key));
+                return Err(key.map_or(Unroutable::Reject(Reason::ServiceUnknown), Unroutable::Need));
+            };
+            let asked = vip(service, workload).unwrap_or(ip);
+            (Some(service), lb::target_port(service, workload, *port, Purpose::Client), SocketAddr::new(asked, *port))
         }
     };
     let port = workload.application_tunnel.and_then(|tunnel| tunnel.port).or(port).ok_or(Reason::PortUnknown)?;
     if is_illegal_port(port) {
-        return Err(Reason::IllegalPort);
+        return Err(Reason::IllegalPort.into());
     }
     Ok(InboundRoute {
         upstream: SocketAddr::new(ip, port),
         service: service.cloned(),
         application_tunnel: workload.application_tunnel,
+        asked,
     })
 }
 
@@ -90,17 +157,45 @@ pub fn passthrough(original_destination: SocketAddr) -> Result<SocketAddr, Reaso
 }
 
 /// Whether what the authority addresses is served through this workload as its waypoint.
-fn is_waypoint_of(state: &MeshState, workload: &Arc<Workload>, target: &NetworkAddress, view: &View<'_>) -> bool {
-    if let Some(addressed) = state.workload_by_addr(target) {
-        return addressed.waypoint.as_ref().is_some_and(|gateway| is_gateway(state, workload, gateway, view));
+fn is_waypoint_of(
+    state: &MeshState,
+    workload: &Arc<Workload>,
+    target: &NetworkAddress,
+    view: &View<'_>,
+    known: Known<'_>,
+) -> Result<bool, Unroutable> {
+    let ask = |key: Key| if known(&key) { Ok(false) } else { Err(Unroutable::Need(key)) };
+    let gateways: Vec<&GatewayAddress> = match (state.workload_by_addr(target), state.service_by_vip(target, view)) {
+        (Some(addressed), _) => addressed.waypoint.iter().collect(),
+        (None, Some(service)) => {
+            let weighted = service.weighted_waypoints.iter().filter(|waypoint| waypoint.weight > 0);
+            service.waypoint.iter().chain(weighted.map(|waypoint| &waypoint.destination)).collect()
+        }
+        (None, None) => return ask(Key::Address(target.clone())),
+    };
+    if gateways.iter().any(|gateway| is_gateway(state, workload, gateway, view)) {
+        return Ok(true);
     }
-    let Some(service) = state.service_by_vip(target, view) else { return false };
-    let weighted = service.weighted_waypoints.iter().filter(|waypoint| waypoint.weight > 0);
-    service
-        .waypoint
-        .iter()
-        .chain(weighted.map(|waypoint| &waypoint.destination))
-        .any(|gateway| is_gateway(state, workload, gateway, view))
+    for gateway in gateways.into_iter().filter(|gateway| !is_here(state, gateway, view)) {
+        ask(gateway.key())?;
+    }
+    Ok(false)
+}
+
+/// Whether what a gateway's address names is in the state.
+fn is_here(state: &MeshState, gateway: &GatewayAddress, view: &View<'_>) -> bool {
+    match &gateway.destination {
+        GatewayDestination::Hostname(key) => state.service(key).is_some(),
+        GatewayDestination::Address(address) => {
+            state.workload_by_addr(address).is_some() || state.service_by_vip(address, view).is_some()
+        }
+    }
+}
+
+/// A service's address on the workload's network, IPv4 rather than IPv6.
+fn vip(service: &Service, workload: &Workload) -> Option<IpAddr> {
+    let own = service.addresses.iter().filter(|vip| vip.is_single() && vip.network == workload.network);
+    own.map(|vip| vip.cidr.addr().to_canonical()).min_by_key(IpAddr::is_ipv6)
 }
 
 /// Whether a gateway's address leads to this workload.

@@ -17,6 +17,7 @@
 
 pub mod address;
 pub mod authz;
+pub mod demand;
 pub mod dump;
 pub mod from_proto;
 pub mod hbone;
@@ -25,6 +26,7 @@ pub mod inbound;
 mod intern;
 pub mod lb;
 pub mod policy;
+pub mod proxy_protocol;
 pub mod reason;
 pub mod resolve;
 pub mod service;

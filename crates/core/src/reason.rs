@@ -76,6 +76,8 @@ reasons! {
     NoAddress = "no_address", 503, "CONNECT";
     /// The destination's hostname does not resolve.
     DnsFailed = "dns_failed", 503, "CONNECT";
+    /// The control plane did not say in time who has the destination's address (on-demand discovery).
+    DiscoveryTimeout = "discovery_timeout", 503, "CONNECT";
 
     // Connecting.
     /// The application's, or a plain peer's, port is closed.

@@ -21,6 +21,7 @@ use rand::{Rng, RngExt};
 
 use crate::{
     address::{GatewayAddress, GatewayDestination, NetworkAddress, canonical},
+    demand::{self, Key, Known},
     hbone::Authority,
     identity::Identity,
     inbound::{HBONE_PORT, is_gateway, is_illegal_port},
@@ -78,6 +79,8 @@ pub enum Tunnel {
 pub enum Need {
     /// The addresses of `hostname()`, to be given to `complete`.
     Dns(Box<PendingDns>),
+    /// The control plane's answer for this key; then ask again with a new snapshot.
+    Resource(Key),
 }
 
 /// A route that lacks the address of its hop.
@@ -120,6 +123,11 @@ enum Through {
 
 /// Decides where a connection goes.
 pub fn resolve(state: &MeshState, conn: &OutboundConn, rng: &mut impl Rng) -> Resolution {
+    resolve_on_demand(state, conn, demand::ALL, rng)
+}
+
+/// Decides where a connection goes, or says what has to be asked first.
+pub fn resolve_on_demand(state: &MeshState, conn: &OutboundConn, known: Known<'_>, rng: &mut impl Rng) -> Resolution {
     let asked = canonical(conn.destination);
     if asked.ip().is_loopback() && is_illegal_port(asked.port()) {
         return reject(Reason::IllegalPort, None, None);
@@ -129,7 +137,13 @@ pub fn resolve(state: &MeshState, conn: &OutboundConn, rng: &mut impl Rng) -> Re
     let address = NetworkAddress { network: conn.network.clone(), address: asked.ip() };
     let workload = state.workload_by_addr(&address);
     let service = state.service_by_vip(&address, &view);
-    let query = Query { state, source: &conn.source, asked, view };
+    if workload.is_none() && service.is_none() {
+        let key = Key::Address(address);
+        if !known(&key) {
+            return Resolution::Need(Need::Resource(key));
+        }
+    }
+    let query = Query { state, source: &conn.source, asked, view, known };
 
     // An address that is a workload's counts as the workload's for waypoints, and as the service's for endpoints.
     if let (None, Some(service)) = (workload, service)
@@ -164,6 +178,11 @@ impl PendingDns {
         &self.hostname
     }
 
+    /// Whose name it is.
+    pub fn destination(&self) -> &Arc<Workload> {
+        &self.hop.workload
+    }
+
     /// The answer, with the addresses that the hostname has; none = it does not resolve.
     pub fn complete(self, addresses: &[IpAddr]) -> Resolution {
         match choose_address(addresses, self.hop.asked.ip(), self.hop.families) {
@@ -179,6 +198,7 @@ struct Query<'a> {
     source: &'a Arc<Workload>,
     asked: SocketAddr,
     view: View<'a>,
+    known: Known<'a>,
 }
 
 impl Query<'_> {
@@ -237,7 +257,10 @@ impl Query<'_> {
                 None => self.state.service_by_vip(address, &self.view),
             },
         };
-        let Some(waypoint) = waypoint else { return unavailable() };
+        let Some(waypoint) = waypoint else {
+            let key = gateway.key();
+            return if (self.known)(&key) { unavailable() } else { Resolution::Need(Need::Resource(key)) };
+        };
         let pick = |reach, rng: &mut _| {
             lb::pick(self.state, waypoint, self.source, gateway.hbone_mtls_port, Purpose::Waypoint, reach, rng)
         };

@@ -10,7 +10,7 @@ mod tests;
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -42,6 +42,7 @@ pub struct MeshState {
     policies: HashTrieMapSync<PolicyKey, Arc<Policy>>,
     policies_by_namespace: Index<Arc<str>, Policy>,
     global_policies: Arc<Vec<Arc<Policy>>>,
+    unknown_policies: UnknownPolicies,
 }
 
 /// One change.
@@ -70,6 +71,26 @@ pub enum Candidate<'a> {
     Known(&'a Arc<Policy>),
     /// The workload names it and it is not known.
     Missing(&'a PolicyKey),
+}
+
+/// What to make of the policies that workloads name and that are not known.
+#[derive(Debug, Clone, Default)]
+pub struct UnknownPolicies {
+    /// As Istio does: as if they were not named.
+    pub skip: bool,
+    /// Workload and policy: named a moment ago, and probably on its way.
+    pub awaited: Arc<BTreeSet<(Arc<str>, PolicyKey)>>,
+}
+
+/// What to make of one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownPolicy {
+    /// It may be a DENY.
+    Deny,
+    /// It may come yet.
+    Await,
+    /// As if it were not named.
+    Skip,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -233,6 +254,31 @@ impl MeshState {
         self.policies.values()
     }
 
+    /// What the workloads of a node name and is not known: workload and policy.
+    pub fn missing_policies<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a PolicyKey)> {
+        self.workloads_on_node(node).iter().flat_map(|workload| {
+            let missing = workload.authorization_policies.iter().filter(|key| self.policy(key).is_none());
+            missing.map(|key| (&workload.uid, key))
+        })
+    }
+
+    /// What to make of a policy that this workload names and that is not known.
+    pub fn unknown_policy(&self, workload: &Workload, key: &PolicyKey) -> UnknownPolicy {
+        let UnknownPolicies { skip, awaited } = &self.unknown_policies;
+        if *skip {
+            UnknownPolicy::Skip
+        } else if !awaited.is_empty() && awaited.contains(&(workload.uid.clone(), key.clone())) {
+            UnknownPolicy::Await
+        } else {
+            UnknownPolicy::Deny
+        }
+    }
+
+    /// Says what to make of policies that are not known, from now on.
+    pub fn set_unknown_policies(&mut self, unknown: UnknownPolicies) {
+        self.unknown_policies = unknown;
+    }
+
     // Changes.
 
     fn insert_workload(&mut self, workload: Arc<Workload>) {
@@ -345,10 +391,7 @@ impl Family {
 }
 
 /// The best of several services of one name or address; the list is sorted by key, and the first wins.
-fn best<'a>(
-    services: impl IntoIterator<Item = &'a Arc<Service>>,
-    view: &View<'_>,
-) -> Option<&'a Arc<Service>> {
+fn best<'a>(services: impl IntoIterator<Item = &'a Arc<Service>>, view: &View<'_>) -> Option<&'a Arc<Service>> {
     services.into_iter().filter(|service| service.visible_to(view.namespace)).min_by_key(|service| {
         let namespace = &*service.key.namespace;
         Reverse((namespace == view.namespace, service.canonical, Some(namespace) == view.preferred_namespace))

@@ -90,6 +90,9 @@ async fn route(pod: &Pod, asked: SocketAddr) -> Result<Route, Failure> {
                 };
                 pending.complete(&found)
             }
+            Resolution::Need(Need::Resource(key)) => {
+                return Err(Failure::new(Reason::DiscoveryTimeout, format!("not known: {key}")));
+            }
         };
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
             return refuse(client);
         }
     };
-    let target = InboundRoute { upstream, service: None, application_tunnel: None };
+    let target = InboundRoute { upstream, service: None, application_tunnel: None, asked: upstream };
     let opening = Opening {
         src,
         dst: upstream,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aquifer_core::authz::{By, Connection, Decision, Verdict};
-use aquifer_core::policy::Action;
+use aquifer_core::policy::{Action, PolicyKey};
 use aquifer_core::reason::Reason;
 use aquifer_core::state::{Candidate, MeshState};
 use aquifer_core::workload::Workload;
@@ -15,16 +15,28 @@ const NAMED: usize = 4;
 
 /// Turns a denial into a failure that names the policy: the one that denied, or those that would have had to allow.
 pub fn check(state: &MeshState, destination: &Workload, verdict: &Verdict) -> Result<(), Failure> {
-    let Decision::Deny(by) = &verdict.decision else { return Ok(()) };
+    let unknown = |policy: &PolicyKey| (format!("policy not known yet: {policy}"), Some(Arc::from(policy.to_string())));
+    let by = match &verdict.decision {
+        Decision::Allow(_) => return Ok(()),
+        Decision::Pending(policy) => {
+            let (why, policy) = unknown(policy);
+            return Err(failure(Reason::PolicyUnknown, &why, policy));
+        }
+        Decision::Deny(by) => by,
+    };
     let reason = verdict.reason().unwrap_or(Reason::PolicyDenied);
     let (why, policy) = match by {
         By::Policy { policy, .. } => (format!("explicitly denied by: {policy}"), Some(policy.to_string().into())),
-        By::PolicyUnknown(policy) => (format!("policy not known yet: {policy}"), Some(policy.to_string().into())),
+        By::PolicyUnknown(policy) => unknown(policy),
         By::NoAllowPolicyMatched | By::NoAllowPolicies => {
             ("allow policies exist, but none allowed".to_owned(), allow_policies(state, destination))
         }
     };
-    Err(Failure { reason, message: format!("connection closed due to policy rejection: {why}"), policy })
+    Err(failure(reason, &why, policy))
+}
+
+fn failure(reason: Reason, why: &str, policy: Option<Arc<str>>) -> Failure {
+    Failure { reason, message: format!("connection closed due to policy rejection: {why}"), policy }
 }
 
 /// One line about the decision, and one per dry-run policy that would have decided otherwise.

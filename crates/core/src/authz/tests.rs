@@ -355,3 +355,66 @@ proptest! {
         prop_assert_eq!(verdict.reason(), naive(&policies, &connection.destination, &connection));
     }
 }
+
+#[test]
+fn an_awaited_policy_leaves_it_open_unless_another_denies() {
+    use crate::state::UnknownPolicies;
+    use Action::{Allow, Deny};
+    let (hit, miss) = (|| rule(ports(&[80])), || rule(ports(&[81])));
+    let key = |name: &str| -> crate::policy::PolicyKey { name.parse().unwrap() };
+    let mut connection = caller(None);
+    let named = vec![key("ns/late"), key("ns/never")];
+    let uid = connection.destination.uid.clone();
+    let judge = |policies: Vec<Policy>, named: &[crate::policy::PolicyKey], unknown: UnknownPolicies| {
+        let mut state = state(policies);
+        state.set_unknown_policies(unknown);
+        let destination = pod("a", &["10.0.0.1"]);
+        connection.destination = Arc::new(Workload { authorization_policies: named.to_vec(), ..destination });
+        authorize(&state, &connection)
+    };
+    let mut judge = judge;
+    let late = || {
+        let awaited = Arc::new([(uid.clone(), key("ns/late"))].into());
+        UnknownPolicies { skip: false, awaited }
+    };
+    let pending = Decision::Pending(key("ns/late"));
+    let verdict = judge(vec![], &named[..1], late());
+    assert_eq!((&verdict.decision, verdict.is_allowed()), (&pending, false));
+    assert_eq!((verdict.reason(), verdict.policy()), (Some(Reason::PolicyUnknown), Some(&key("ns/late"))));
+    // It may be the ALLOW that is missing, or a DENY against one that is there.
+    assert_eq!(judge(vec![policy("ns/a", Allow, vec![miss()])], &named[..1], late()).decision, pending);
+    assert_eq!(judge(vec![policy("ns/a", Allow, vec![hit()])], &named[..1], late()).decision, pending);
+    // What is known to deny denies, and so does one that nobody waits for any more.
+    let denied = judge(vec![policy("ns/d", Deny, vec![hit()])], &named[..1], late());
+    assert_eq!(denied.decision, Decision::Deny(by("ns/d", 0)));
+    assert_eq!(judge(vec![], &named, late()).decision, Decision::Deny(By::PolicyUnknown(key("ns/never"))));
+    // Another workload's waiting is its own.
+    let other = UnknownPolicies { skip: false, awaited: Arc::new([("other".into(), key("ns/late"))].into()) };
+    assert_eq!(judge(vec![], &named[..1], other).decision, Decision::Deny(By::PolicyUnknown(key("ns/late"))));
+    // Known now: it decides, awaited or not.
+    assert_eq!(
+        judge(vec![policy("ns/late", Allow, vec![hit()])], &named[..1], late()).decision,
+        Decision::Allow(by("ns/late", 0))
+    );
+    // As Istio does.
+    let skip = UnknownPolicies { skip: true, ..Default::default() };
+    assert_eq!(judge(vec![], &named, skip.clone()).decision, Decision::Allow(By::NoAllowPolicies));
+    let allow = vec![policy("ns/a", Allow, vec![miss()])];
+    assert_eq!(judge(allow, &named, skip).decision, Decision::Deny(By::NoAllowPolicyMatched));
+}
+
+#[test]
+fn what_a_nodes_workloads_name_and_is_missing_is_listed() {
+    let mut state = state(vec![policy("ns/known", Action::Deny, vec![])]);
+    let named = |name: &str, node: &str, policies: &[&str]| {
+        let authorization_policies = policies.iter().map(|key| key.parse().unwrap()).collect();
+        let workload = Workload { node: node.into(), authorization_policies, ..pod(name, &[]) };
+        Update::Workload(Arc::new(workload))
+    };
+    state.apply(named("a", "n1", &["ns/known", "ns/x"]));
+    state.apply(named("b", "n1", &["ns/y", "ns/x"]));
+    state.apply(named("c", "n2", &["ns/z"]));
+    let missing: Vec<String> = state.missing_policies("n1").map(|(uid, key)| format!("{uid} {key}")).collect();
+    let pod = "Kubernetes//Pod/ns";
+    assert_eq!(missing, [format!("{pod}/a ns/x"), format!("{pod}/b ns/y"), format!("{pod}/b ns/x")]);
+}

@@ -101,3 +101,61 @@ fn an_application_tunnel_takes_any_address_at_its_port() {
     assert_eq!(ask(&state, &without, "192.0.2.1:80"), "10.0.0.1:80");
     assert_eq!(ask(&state, &without, "192.0.2.1:15006"), "illegal_port");
 }
+
+#[test]
+fn only_a_proxy_that_takes_headers_is_reached_on_loopback() {
+    use ApplicationTunnelProtocol::{None as Plain, Proxy};
+    let dual = Service { addresses: service("ns/web", &["fd09::1", "10.9.0.1"], &[]).addresses, ..web() };
+    let state = mesh([a()], [dual, service("ns/headless", &[], &[(80, 8080)])]);
+    // Tunnel, our end, authority, LOCALHOST_APP_TUNNEL → address, as the client, header; what it says was asked for.
+    for (tunnel, local, authority, localhost, expected) in [
+        (Some(Proxy), "10.0.0.1", "192.0.2.1:80", true, "127.0.0.1:15088 false true 192.0.2.1:80"),
+        (Some(Proxy), "fd00::1", "[2001:db8::1]:80", true, "[::1]:15088 false true [2001:db8::1]:80"),
+        (Some(Proxy), "10.0.0.1", "192.0.2.1:80", false, "10.0.0.1:15088 true true 192.0.2.1:80"),
+        (Some(Proxy), "fd00::1", "web:80", true, "[::1]:15088 false true 10.9.0.1:80"),
+        (Some(Proxy), "10.0.0.1", "headless:80", true, "127.0.0.1:15088 false true 10.0.0.1:80"),
+        (Some(Plain), "10.0.0.1", "192.0.2.1:80", true, "10.0.0.1:15088 true false 192.0.2.1:80"),
+        (None, "10.0.0.1", "10.0.0.1:80", true, "10.0.0.1:80 true false 10.0.0.1:80"),
+        (None, "10.0.0.1", "web:80", false, "10.0.0.1:8080 true false 10.9.0.1:80"),
+    ] {
+        let application_tunnel = tunnel.map(|protocol| ApplicationTunnel { protocol, port: Some(15088) });
+        let workload = Arc::new(Workload { application_tunnel, ..a() });
+        let local = SocketAddr::new(local.parse().unwrap(), 15008);
+        let route = route(&state, &workload, local, &authority.parse().unwrap(), None).unwrap();
+        // Policies judge the pod's address, whatever is dialled.
+        assert_eq!(route.upstream.ip(), local.ip());
+        let Hop { address, as_client, proxy_header } = route.hop(localhost);
+        let got = format!("{address} {as_client} {proxy_header} {}", route.asked);
+        assert_eq!(got, expected, "{tunnel:?} {authority} {localhost}");
+    }
+}
+
+#[test]
+fn on_demand_what_decides_is_asked_for_first() {
+    let check = |state: &MeshState, authority: &str, known: &[&str], expected: &str| {
+        let is_known = |key: &Key| known.contains(&key.to_string().as_str());
+        let local = "10.0.0.1:15008".parse().unwrap();
+        let authority: Authority = authority.parse().unwrap();
+        let got = match route_on_demand(state, &Arc::new(a()), local, &authority, None, &is_known) {
+            Ok(route) => route.upstream.to_string(),
+            Err(Unroutable::Need(key)) => format!("ask {key}"),
+            Err(Unroutable::Reject(reason)) => reason.to_string(),
+        };
+        assert_eq!(got, expected, "{authority} knowing {known:?}");
+    };
+    let alone = mesh([a()], []);
+    check(&alone, "10.0.0.1:80", &[], "10.0.0.1:80");
+    check(&alone, "10.9.5.1:80", &[], "ask /10.9.5.1");
+    check(&alone, "10.9.5.1:80", &["/10.9.5.1"], "destination_mismatch");
+    check(&alone, "web:81", &[], "ask ns/web");
+    check(&alone, "web:81", &["ns/web"], "service_unknown");
+    check(&alone, "other:81", &[], "service_unknown");
+    // A service whose waypoint we might be.
+    let bound = || Service { waypoint: Some(gateway_host("ns/wp")), ..service("ns/shop", &["10.9.5.1"], &[(80, 80)]) };
+    check(&mesh([a()], [bound()]), "10.9.5.1:80", &[], "ask ns/wp");
+    check(&mesh([a()], [bound()]), "10.9.5.1:80", &["ns/wp"], "destination_mismatch");
+    let ours = mesh([a().of("ns/wp", &[])], [bound(), service("ns/wp", &[], &[(15008, 15008)])]);
+    check(&ours, "10.9.5.1:80", &[], "10.0.0.1:80");
+    let others = mesh([a()], [bound(), service("ns/wp", &[], &[(15008, 15008)])]);
+    check(&others, "10.9.5.1:80", &[], "destination_mismatch");
+}

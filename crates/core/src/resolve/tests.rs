@@ -48,6 +48,7 @@ fn text(resolution: &Resolution) -> String {
             format!("{how}{}{}", name(&route.destination), key(&route.service))
         }
         Resolution::Need(Need::Dns(pending)) => format!("dns {}", pending.hostname()),
+        Resolution::Need(Need::Resource(key)) => format!("ask {key}"),
         Resolution::Reject(reject) => format!("{}{}{}", reject.reason, name(&reject.destination), key(&reject.service)),
     }
 }
@@ -268,6 +269,47 @@ fn a_hostname_needs_dns_and_goes_on_from_there() {
     assert_eq!(text(&found), "tcp 192.0.2.1:8080 > db @ ns/web");
     assert_eq!(text(&pending().complete(&[ip("2001:db8::1")])), "tcp [2001:db8::1]:8080 > db @ ns/web");
     assert_eq!(text(&pending().complete(&[])), "dns_failed > db @ ns/web");
+}
+
+#[test]
+fn on_demand_each_unknown_key_is_asked_for_once() {
+    let check = |state: &MeshState, destination: &str, known: &[&str], expected: &str| {
+        let conn = OutboundConn {
+            source: Arc::new(client()),
+            network: "".into(),
+            destination: destination.parse().unwrap(),
+            preferred_service_namespace: None,
+        };
+        let is_known = |key: &Key| known.contains(&key.to_string().as_str());
+        let resolution = resolve_on_demand(state, &conn, &is_known, &mut StdRng::seed_from_u64(3));
+        assert_eq!(text(&resolution), expected, "to {destination} knowing {known:?}");
+    };
+    let empty = mesh([], []);
+    check(&empty, "10.9.0.1:80", &[], "ask /10.9.0.1");
+    check(&empty, "[::ffff:10.9.0.1]:80", &[], "ask /10.9.0.1");
+    check(&empty, "10.9.0.1:80", &["/10.9.0.1"], "tcp 10.9.0.1:80");
+    // What is there needs no question.
+    let endpoint = || pod("a", &["10.0.0.1"]).of("ns/web", &[]);
+    let there = mesh([endpoint()], [web()]);
+    check(&there, "10.0.0.1:80", &[], "hbone 10.0.0.1:15008 10.0.0.1:80 a > a");
+    check(&there, "10.9.0.1:80", &[], "hbone 10.0.0.1:15008 10.0.0.1:8080 a > a @ ns/web");
+    check(&mesh([], [web()]), "10.9.0.1:80", &[], "no_healthy_upstream @ ns/web");
+    // One that the client may not see is answered for, and still not there.
+    let hidden = Service { visibility: Visibility::Namespace, ..service("x/web", &["10.9.0.1"], &[(80, 80)]) };
+    check(&mesh([], [hidden]), "10.9.0.1:80", &["/10.9.0.1"], "tcp 10.9.0.1:80");
+    // Then the waypoint, by either name; one that is not there is not gone around.
+    for (gateway, name) in [(gateway_host("ns/wp"), "ns/wp"), (gateway_ip("10.9.1.1"), "/10.9.1.1")] {
+        let bound = || Service { waypoint: Some(gateway.clone()), ..web() };
+        let state = mesh([endpoint()], [bound()]);
+        check(&state, "10.9.0.1:80", &[], &format!("ask {name}"));
+        check(&state, "10.9.0.1:80", &[name], "waypoint_unavailable @ ns/web");
+        let state = with_waypoint(vec![endpoint()], vec![bound()]);
+        check(&state, "10.9.0.1:80", &[], "hbone 10.0.1.1:15008 10.9.0.1:80 w > w @ ns/web");
+        let bound = Workload { waypoint: Some(gateway.clone()), ..pod("b", &["10.0.0.2"]) };
+        check(&mesh([bound], []), "10.0.0.2:80", &[], &format!("ask {name}"));
+    }
+    // Our own ports are refused without asking.
+    check(&empty, "127.0.0.1:15001", &[], "illegal_port");
 }
 
 #[test]
