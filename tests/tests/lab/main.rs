@@ -10,6 +10,7 @@
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
 //! dns          names: who answers, and that applications see no difference
 //! hostile      peers that mean harm, at the pods, the CA and the wire
+//! stalls       readers that stop, and the others on their connection
 //! xds          the control plane away, back, and wrong      mint      certificates of every kind
 //! ```
 //! Needs root. One lab per test, side by side.
@@ -28,6 +29,7 @@ mod mint;
 mod mtls;
 mod revocation;
 mod rotation;
+mod stalls;
 mod transfer;
 mod xds;
 mod zero_trust;
