@@ -20,7 +20,7 @@ pub(crate) const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 pub(crate) const PAYMENTS: &str = "spiffe://cluster.local/ns/shop/sa/payments";
 
 /// The binaries that the lab starts, built once per run: a test must not try yesterday's.
-fn build_binaries() {
+pub(crate) fn build_binaries() {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
         assert!(nix::unistd::Uid::effective().is_root(), "the lab tests make network namespaces: run them as root");
