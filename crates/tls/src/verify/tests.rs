@@ -346,3 +346,49 @@ async fn nothing_is_resumed() {
         assert_eq!(far.unwrap().get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
 }
+
+mod any_certificate {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(identity_of(&bytes.into()).is_none());
+        }
+
+        /// A certificate with something changed holds the identity that it held, another, or none.
+        #[test]
+        fn no_change_makes_it_panic(changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..4), cut: Option<usize>) {
+            static LEAF: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+                der(&leaf(&TestCa::new(), vec![uri(&client_id().to_string())], -60, 600).0).to_vec()
+            });
+            let mut bytes = LEAF.clone();
+            prop_assert_eq!(identity_of(&bytes.clone().into()), Some(client_id()));
+            for (at, byte) in changes {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.map_or(usize::MAX, |cut| cut % LEAF.len()));
+            if let Some(identity) = identity_of(&bytes.into()) {
+                prop_assert!(!identity.namespace.is_empty() && !identity.service_account.is_empty());
+            }
+        }
+
+        /// The first URI of the exact form counts, and nothing that only looks like it.
+        #[test]
+        fn the_first_spiffe_uri_counts(
+            uris in proptest::collection::vec(
+                prop_oneof!["[a-z]{1,6}://[!-~]{0,20}", "spiffe://[a-z./]{0,30}", "spiffe://[a-z]{1,4}/ns/[a-z]{1,4}/sa/[a-z]{1,4}"],
+                0..4,
+            ),
+        ) {
+            let key = KeyPair::generate().unwrap();
+            let pem = TestCa::new().leaf(&key, uris.iter().map(|u| uri(u)).collect(), -60, 600);
+            let expected = uris.iter().find_map(|u| u.parse::<Identity>().ok());
+            prop_assert_eq!(identity_of(&der(&pem)), expected);
+        }
+    }
+}
