@@ -66,6 +66,8 @@ impl Istiod {
         let key = KeyPair::generate().unwrap();
         let name = SanType::DnsName("istiod.istio-system.svc".try_into().unwrap());
         let cert = tls.leaf(&key, vec![name], -60, 3600);
+        // tonic's server takes the process's provider as its client does.
+        provider::install(TlsPolicy::default());
         let tls = ServerTlsConfig::new().identity(ServerIdentity::from_pem(cert, key.serialize_pem()));
         let asked = Asked::default();
         let service = FakeCa { ca: Arc::new(TestCa::new()), asked: asked.clone(), answer };
