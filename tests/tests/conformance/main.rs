@@ -6,6 +6,7 @@
 // Not every test needs every part of the peer.
 #![allow(dead_code)]
 
+mod admin;
 mod balancing;
 mod bootstrap;
 mod ca;
@@ -13,4 +14,5 @@ mod inbound;
 mod outbound;
 mod rbac;
 mod peer;
+mod telemetry;
 mod zds;
