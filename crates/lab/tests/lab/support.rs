@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use aquifer_lab::{Lab, LabOptions};
 
-/// A lab without the mesh, and one line on what it took.
+/// A lab without the mesh and without a resolver: no pods but the test's own.
 pub(crate) async fn plain_lab() -> Lab {
-    start(LabOptions::plain()).await
+    start(LabOptions { dns: false, ..LabOptions::plain() }).await
 }
 
 pub(crate) async fn start(options: LabOptions) -> Lab {
@@ -21,16 +21,17 @@ pub(crate) async fn start(options: LabOptions) -> Lab {
 
 /// The `aquifer` binary. It and those that a lab starts are built once per run: a test must not try yesterday's.
 pub(crate) fn aquifer() -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
         assert!(nix::unistd::Uid::effective().is_root(), "a lab makes network namespaces: run its tests as root");
         let status = std::process::Command::new(env!("CARGO"))
             .args(["build", "--quiet", "--workspace", "--bins"])
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
             .status()
             .expect("cargo to run");
-        assert!(status.success(), "cargo build of the binaries");
+        status.success()
     });
+    assert!(built, "cargo build of the binaries");
     std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("aquifer")
 }
 
