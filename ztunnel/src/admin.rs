@@ -147,7 +147,7 @@ fn config(config: &Config) -> Value {
         "altXdsHostname": config.xds.alt_hostname,
         // Names only: the values may be secrets.
         "xdsHeaders": config.xds.headers.keys().collect::<Vec<_>>(),
-        "xdsOnDemand": false,
+        "xdsOnDemand": config.xds.on_demand,
         "caAddress": config.ca.as_ref().map(|ca| &ca.address),
         "altCaHostname": config.ca.as_ref().and_then(|ca| ca.alt_hostname.as_ref()),
         "caHeaders": config.ca.iter().flat_map(|ca| ca.headers.keys()).collect::<Vec<_>>(),
@@ -183,6 +183,9 @@ fn config(config: &Config) -> Value {
         "poolMaxStreamsPerConn": config.proxy.pool_max_streams,
         "poolUnusedReleaseTimeout": duration(config.proxy.pool_idle),
         "enableEnhancedBaggage": config.proxy.response_baggage,
+        "localhostAppTunnel": config.proxy.localhost_app_tunnel,
+        "authzPolicyGrace": duration(config.proxy.unknown_policies.wait),
+        "authzUnknownPolicy": if config.proxy.unknown_policies.skip { "skip" } else { "deny" },
         "preferedServiceNamespace": config.proxy.preferred_service_namespace.as_deref(),
         "proxyMetadata": config.node.metadata,
         "socketConfig": {

@@ -21,8 +21,8 @@ use aquifer_runtime::signals::Signals;
 use aquifer_runtime::telemetry::LogLevel;
 use aquifer_runtime::{Cancel, Tracker};
 use aquifer_tls::{CertManager, CrlFiles, IstioCaClient, Revocations, TlsOptions};
-use aquifer_xds::client::driver as xds_driver;
 use aquifer_xds::client::metrics::ClientMetrics;
+use aquifer_xds::client::{demand, driver as xds_driver};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admin;
@@ -34,6 +34,7 @@ use crate::inpod::state::Pod;
 use crate::inpod::zds::PodUid;
 use crate::mesh::{Change, MeshSink};
 use crate::metrics::{InpodMetrics, ProxyMetrics, register_build};
+use crate::on_demand::OnDemand;
 use crate::proxy::pod::Shared;
 use crate::proxy::worker::Workers;
 
@@ -68,7 +69,15 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     let (writer, state) = store::store();
     let (published, published_rx) = watch::channel(0);
     let (changes, changes_rx) = mpsc::unbounded_channel();
-    let sink = MeshSink::new(writer, identities.clone(), published, changes);
+    let sink = MeshSink::new(writer, identities.clone(), published, changes).with_grace(config.proxy.unknown_policies);
+    let (giving_up, cancel) = (sink.clone().give_up_policies(), control.clone());
+    control_tasks.spawn("policy-grace", async move {
+        tokio::select! {
+            () = cancel.drained() => {}
+            () = giving_up => {}
+        }
+    });
+    let (demander, demands) = demand::channel();
 
     let metrics = Arc::new(ProxyMetrics::default());
     metrics.register(&mut registry);
@@ -89,6 +98,8 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         pool: settings::pool_config(&config.proxy),
         warned_unspoofed: AtomicBool::new(false),
         dns: settings::dns(&config, &mut registry),
+        names: settings::names(&config)?,
+        on_demand: config.xds.on_demand.then(|| Arc::new(OnDemand::new(demander, control_tasks.clone()))),
     });
     let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
     judge_again(changes_rx, workers.clone(), &control_tasks);
@@ -128,21 +139,22 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
             drop(block);
             on_synced.notify_one();
         };
-        xds_driver::run(xds, sink, xds_metrics, tell, cancel).await;
+        xds_driver::run_on_demand(xds, sink, xds_metrics, tell, demands, cancel).await;
     });
 
     let proxies = WorkerProxies { workers: workers.clone(), identities: identities.clone(), state: state.clone() };
     let manager = Manager::new(proxies, inpod_metrics, pods, &readiness);
-    if let Some(own) = &config.node.own {
-        serve_own_pod(&workers, &identities, own, &state);
-    }
     let agent = Cancel::new();
-    let (path, cancel) = (config.inpod_uds.clone(), agent.clone());
+    let (path, cancel, own) = (config.inpod_uds.clone(), agent.clone(), config.node.own.clone());
     control_tasks.spawn("node-agent", async move {
         tokio::select! {
             biased;
             () = cancel.drained() => return,
             () = synced.notified() => {}
+        }
+        // Nothing is served by half a mesh: neither pods nor ourselves.
+        if let Some(own) = &own {
+            serve_own_pod(&workers, &identities, own, &state);
         }
         manager.run(&path, &cancel).await;
     });

@@ -32,6 +32,12 @@ impl Identities {
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
+    /// Whose pods these are.
+    #[must_use]
+    pub fn node(&self) -> String {
+        self.inner.lock().node.clone()
+    }
+
     /// A new state is about to be published: whoever reads it may ask for these identities at once.
     pub fn follow(&self, state: &MeshState) {
         self.inner.lock().update(state);

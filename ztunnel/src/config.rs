@@ -17,6 +17,7 @@ use aquifer_tls::TlsPolicy;
 
 use crate::dns::Listen;
 use crate::inpod::zds::WorkloadInfo;
+use crate::mesh::grace;
 use crate::socket::{OriginalSource, TcpOptions};
 
 /// What the mesh's file of settings is called; its `defaultConfig` is what `PROXY_CONFIG` overrides.
@@ -120,6 +121,8 @@ pub struct Xds {
     pub token: Token,
     /// `XDS_HEADER_*`.
     pub headers: BTreeMap<String, String>,
+    /// `XDS_ON_DEMAND`: workloads and services are asked for one by one.
+    pub on_demand: bool,
 }
 
 /// The source of certificates.
@@ -183,6 +186,10 @@ pub struct Proxy {
     pub response_baggage: bool,
     /// `AUTHZ_POLICY_INFO_LOGGING`: decisions at info instead of debug.
     pub authz_info_logging: bool,
+    /// `AUTHZ_POLICY_GRACE`, `AUTHZ_UNKNOWN_POLICY`.
+    pub unknown_policies: grace::Settings,
+    /// `LOCALHOST_APP_TUNNEL`: proxies that take PROXY headers are reached on loopback.
+    pub localhost_app_tunnel: bool,
 }
 
 /// Ports of our own (the pods' are fixed).

@@ -24,6 +24,7 @@ pub mod dns;
 pub mod inpod;
 pub mod mesh;
 pub mod metrics;
+pub mod on_demand;
 pub mod proxy;
 pub mod records;
 pub mod socket;

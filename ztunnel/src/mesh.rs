@@ -1,13 +1,20 @@
 //! What the control plane sends, applied to the mesh state: one response, one publication.
 
+pub mod grace;
+
+use std::sync::Arc;
+
 use aquifer_core::from_proto;
 use aquifer_core::state::{MeshState, Update};
 use aquifer_core::store::Writer;
 use aquifer_proto::{security, type_url, workload};
 use aquifer_xds::client::{Rejected, ResourceSink, ResourceUpdate};
+use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
+use self::grace::Grace;
 use crate::certs::Identities;
 
 /// What kind of change was published.
@@ -17,10 +24,18 @@ pub struct Change {
     pub policies: bool,
 }
 
-/// Takes resources in. The only writer of the mesh state.
+/// Takes resources in. The only writer of the mesh state; clones share it.
+#[derive(Clone)]
 pub struct MeshSink {
+    inner: Arc<Mutex<Inner>>,
+    /// There is something else to wait for.
+    regraced: Arc<Notify>,
+}
+
+struct Inner {
     writer: Writer,
     identities: Identities,
+    grace: Grace,
     published: watch::Sender<u64>,
     changes: mpsc::UnboundedSender<Change>,
 }
@@ -34,7 +49,20 @@ impl MeshSink {
         published: watch::Sender<u64>,
         changes: mpsc::UnboundedSender<Change>,
     ) -> Self {
-        Self { writer, identities, published, changes }
+        let grace = Grace::new(&identities.node(), grace::Settings::default());
+        let inner = Inner { writer, identities, grace, published, changes };
+        Self { inner: Arc::new(Mutex::new(inner)), regraced: Arc::default() }
+    }
+
+    /// With other settings for policies that are not known.
+    #[must_use]
+    pub fn with_grace(self, settings: grace::Settings) -> Self {
+        {
+            let inner = &mut *self.inner.lock();
+            inner.grace = Grace::new(&inner.identities.node(), settings);
+            inner.writer.update(|state| inner.grace.update(state, Instant::now()));
+        }
+        self
     }
 
     /// Applies changes and publishes them at once.
@@ -43,12 +71,37 @@ impl MeshSink {
             return;
         }
         let policies = updates.iter().any(|u| matches!(u, Update::Policy(_) | Update::RemovePolicy(_)));
-        let identities = &self.identities;
-        self.writer.update(|state: &mut MeshState| {
+        self.inner.lock().publish(updates, policies);
+        self.regraced.notify_one();
+    }
+
+    /// Gives up policies that were named and did not come in time. For one task, which never ends.
+    pub async fn give_up_policies(self) {
+        loop {
+            let next = self.inner.lock().grace.next();
+            let due = async {
+                match next {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => self.inner.lock().publish(Vec::new(), true),
+                () = self.regraced.notified() => {}
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn publish(&mut self, updates: Vec<Update>, policies: bool) {
+        let Self { writer, identities, grace, .. } = self;
+        writer.update(|state: &mut MeshState| {
             for update in updates {
                 state.apply(update);
             }
-            // Before anybody can read the new state, and want a certificate by it.
+            // Before anybody can read the new state, and judge or want a certificate by it.
+            grace.update(state, Instant::now());
             identities.follow(state);
         });
         self.published.send_modify(|n| *n += 1);

@@ -156,6 +156,36 @@ impl Parties {
     }
 }
 
+/// Istio's labels of a lookup: who wanted it, and what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnDemandDnsLabels {
+    source_workload: Label,
+    source_canonical_service: Label,
+    source_canonical_revision: Label,
+    source_workload_namespace: Label,
+    source_principal: Principal,
+    source_app: Label,
+    source_version: Label,
+    source_cluster: Label,
+    hostname: String,
+}
+
+impl OnDemandDnsLabels {
+    fn new(source: &Workload, hostname: &str) -> Self {
+        Self {
+            source_workload: (&source.workload_name).into(),
+            source_canonical_service: (&source.canonical_name).into(),
+            source_canonical_revision: (&source.canonical_revision).into(),
+            source_workload_namespace: (&source.namespace).into(),
+            source_principal: Principal(Some(source.identity())),
+            source_app: (&source.canonical_name).into(),
+            source_version: (&source.canonical_revision).into(),
+            source_cluster: (&source.cluster_id).into(),
+            hostname: hostname.to_owned(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReporterLabels {
     reporter: Reporter,
@@ -191,6 +221,7 @@ pub struct ProxyMetrics {
     policy_cuts: Counter,
     crl_rejections: Family<ReporterLabels, Counter>,
     crl_untracked: Family<ReporterLabels, Counter>,
+    on_demand_dns: Family<OnDemandDnsLabels, Counter>,
 }
 
 impl ProxyMetrics {
@@ -224,6 +255,11 @@ impl ProxyMetrics {
             self.crl_untracked.clone(),
         );
         registry.register(
+            "istio_on_demand_dns",
+            "The total number of connections whose destination is known by hostname",
+            self.on_demand_dns.clone(),
+        );
+        registry.register(
             "aquifer_connections_refused",
             "Connections that were refused, cut or failed, by reason and by the policy that decided",
             self.refused.clone(),
@@ -247,6 +283,11 @@ impl ProxyMetrics {
     /// Counts a connection over mTLS whose peer's certificate isn't at hand.
     pub fn untracked(&self, reporter: Reporter) {
         self.crl_untracked.get_or_create(&ReporterLabels { reporter }).inc();
+    }
+
+    /// Counts a connection that goes to a workload known by hostname.
+    pub fn on_demand_dns(&self, source: &Workload, hostname: &str) {
+        self.on_demand_dns.get_or_create(&OnDemandDnsLabels::new(source, hostname)).inc();
     }
 
     /// Counts connections cut by a change of policy.

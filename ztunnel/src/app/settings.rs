@@ -1,6 +1,7 @@
 //! Our settings in the words of the libraries.
 
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,19 @@ use aquifer_xds::client::driver as xds_driver;
 use aquifer_xds::client::session::Watch;
 
 use crate::config::{self, Config, RootCert, Token};
+use crate::dns::lookup::Resolver;
 use crate::dns::metrics::Metrics as DnsMetrics;
 use crate::dns::resolve::Zone;
-use crate::dns::{Dns, resolv_conf};
+use crate::dns::upstream::Upstream;
+use crate::dns::{Dns, UPSTREAM_LIMIT, resolv_conf};
+use crate::inpod::netns::Netns;
+use crate::socket::TcpOptions;
 
 /// Where the C library looks for name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Where it looks before it asks one.
+const HOSTS: &str = "/etc/hosts";
 
 fn windows(config: &config::Proxy) -> Windows {
     let default = Windows::default();
@@ -82,20 +90,17 @@ pub(super) fn xds_config(config: &Config) -> xds_driver::ClientConfig {
         cluster_id: config.node.cluster_id.clone(),
         headers: xds.headers.clone().into_iter().collect(),
         node: node(&config.node),
-        watches: vec![Watch::wildcard(type_url::ADDRESS), Watch::wildcard(type_url::AUTHORIZATION)],
+        watches: vec![
+            if xds.on_demand { Watch::on_demand(type_url::ADDRESS) } else { Watch::wildcard(type_url::ADDRESS) },
+            Watch::wildcard(type_url::AUTHORIZATION),
+        ],
     }
 }
 
 /// The DNS proxy, if it is on. Its name servers are those that our own pod was given.
 pub(super) fn dns(config: &Config, registry: &mut Registry) -> Option<Arc<Dns>> {
     let listen = config.dns?;
-    let servers = match std::fs::read_to_string(RESOLV_CONF) {
-        Ok(text) => resolv_conf::name_servers(&text),
-        Err(error) => {
-            tracing::warn!(%error, "{RESOLV_CONF} cannot be read");
-            Vec::new()
-        }
-    };
+    let servers = name_servers();
     if servers.is_empty() {
         tracing::warn!("{RESOLV_CONF} names no server: pods get no answer for names that the mesh doesn't know");
     }
@@ -107,6 +112,24 @@ pub(super) fn dns(config: &Config, registry: &mut Registry) -> Option<Arc<Dns>> 
         ipv6: config.proxy.ipv6,
     };
     Some(Arc::new(Dns { listen, zone, servers, metrics }))
+}
+
+fn name_servers() -> Vec<SocketAddr> {
+    match std::fs::read_to_string(RESOLV_CONF) {
+        Ok(text) => resolv_conf::name_servers(&text),
+        Err(error) => {
+            tracing::warn!(%error, "{RESOLV_CONF} cannot be read");
+            Vec::new()
+        }
+    }
+}
+
+/// Where we look names up for ourselves.
+pub(super) fn names(config: &Config) -> io::Result<Resolver> {
+    // Our own pod has no rules to be let through by.
+    let options = TcpOptions { mark: None, ..config.proxy.tcp };
+    let upstream = Upstream::new(name_servers(), Netns::current()?, options, UPSTREAM_LIMIT);
+    Ok(Resolver::new(upstream, Some(HOSTS.into()), config.proxy.ipv6))
 }
 
 /// Who we are, in the form that the control plane takes apart: `ztunnel~<ip>~<pod>.<namespace>~<domain>`.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{Ca, Config, MESH_FILE, Node, Ports, Proxy, RootCert, Surroundings, Tls, Token, Xds};
 use crate::dns::{self, Listen};
 use crate::inpod::zds::WorkloadInfo;
+use crate::mesh::grace;
 use crate::socket::{Keepalive, OriginalSource, TcpOptions};
 
 pub(super) const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
@@ -21,12 +22,10 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("PROXY_MODE", "shared"),
     ("PROXY_WORKLOAD_INFO", ""),
     ("UNSTABLE_ENABLE_SOCKS5", "false"),
-    ("XDS_ON_DEMAND", "false"),
     ("LOCAL_XDS_PATH", ""),
     ("LOCAL_XDS", ""),
     ("FAKE_CA", "false"),
     ("ENABLE_PROXY", "true"),
-    ("LOCALHOST_APP_TUNNEL", "true"),
     ("INPOD_ENABLED", "true"),
 ];
 
@@ -79,6 +78,7 @@ impl Config {
             alt_hostname: non_empty(&mut vars, "ALT_XDS_HOSTNAME"),
             token: token.clone(),
             headers: headers(&mut vars, "XDS_HEADER_"),
+            on_demand: vars.bool("XDS_ON_DEMAND", false),
         };
         let ca_text = vars.string("CA_ADDRESS").unwrap_or_else(|| discovery.to_owned());
         let ttl = vars.duration("SECRET_TTL", Duration::from_secs(24 * 3600));
@@ -96,6 +96,10 @@ impl Config {
 
         let proxy = proxy(&mut vars, &node);
         let dns = dns_listen(&mut vars, proxy.ipv6);
+        if xds.on_demand && dns.is_some() {
+            // It would answer for the names that happen to be known.
+            vars.error("XDS_ON_DEMAND", "needs ISTIO_META_DNS_CAPTURE=false: the DNS proxy must know all names");
+        }
         let config = Self {
             log: telemetry::Settings::from_vars(&mut vars),
             xds,
@@ -213,7 +217,19 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         pool_idle: vars.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
         response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
         authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
+        unknown_policies: unknown_policies(vars),
+        localhost_app_tunnel: vars.bool("LOCALHOST_APP_TUNNEL", true),
     }
+}
+
+fn unknown_policies(vars: &mut Vars<'_>) -> grace::Settings {
+    let skip = vars.with("AUTHZ_UNKNOWN_POLICY", |text| match text {
+        "" | "deny" => Ok(false),
+        "skip" => Ok(true),
+        _ => Err(format!("{text:?} is neither deny nor skip")),
+    });
+    let default = grace::Settings::default();
+    grace::Settings { wait: vars.duration("AUTHZ_POLICY_GRACE", default.wait), skip: skip.unwrap_or(default.skip) }
 }
 
 fn tls(vars: &mut Vars<'_>) -> Tls {

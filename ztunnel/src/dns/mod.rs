@@ -15,6 +15,7 @@
 //!   the name doesn't exist doesn't ask for the other family.
 //! - Queries in work, connections and questions on their way upstream are bounded per pod.
 
+pub mod lookup;
 pub mod message;
 pub mod metrics;
 pub mod names;

@@ -1,4 +1,4 @@
-//! The name servers of resolv.conf(5). Pure.
+//! The name servers of resolv.conf(5), and hosts(5). Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,9 +20,31 @@ pub fn name_servers(text: &str) -> Vec<SocketAddr> {
     addresses.map(|ip| SocketAddr::new(ip, PORT)).take(MOST).collect()
 }
 
+/// The addresses that hosts(5) gives a name.
+#[must_use]
+pub fn host(text: &str, name: &str) -> Vec<IpAddr> {
+    let lines = text.lines().filter_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    });
+    lines.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_found_by_any_of_their_names() {
+        let text = "127.0.0.1 localhost\n# 10.0.0.1 db\n10.0.0.2\tdb.example DB  # mine\nfd00::2 db\nx db\n10.0.0.3\n";
+        for (name, expected) in
+            [("db", &["10.0.0.2", "fd00::2"][..]), ("db.example", &["10.0.0.2"]), ("mine", &[]), ("10.0.0.2", &[])]
+        {
+            let found: Vec<String> = host(text, name).iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
 
     #[test]
     fn name_servers_and_nothing_else() {

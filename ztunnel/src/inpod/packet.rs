@@ -128,3 +128,7 @@ fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: recvmsg(2) has just put this descriptor into our table (SCM_RIGHTS), and nobody else knows its number.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
+
+#[cfg(test)]
+#[path = "packet/tests.rs"]
+mod tests;

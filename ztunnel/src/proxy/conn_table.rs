@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use aquifer_core::authz::{self, Connection};
+use aquifer_core::authz::{self, Connection, Decision};
 use aquifer_core::reason::Reason;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
@@ -156,6 +156,10 @@ impl ConnTable {
                 continue;
             }
             let verdict = authz::authorize(state, judged);
+            if matches!(verdict.decision, Decision::Pending(_)) {
+                // The last verdict holds until the policy comes, or is given up: both are changes of policies.
+                continue;
+            }
             if let Err(denied) = verdict::check(state, &judged.destination, &verdict) {
                 let message = "connection closed due to policy change";
                 let failure = Failure { reason: Reason::PolicyChanged, message: message.to_owned(), ..denied };
@@ -218,6 +222,15 @@ impl Cut {
     }
 }
 
+/// Why a connection may not be, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The answer, unless there is a better one in time.
+    pub failure: Failure,
+    /// It hangs on a policy that is probably on its way.
+    pub pending: bool,
+}
+
 /// A registered connection; it leaves the table when this is dropped.
 #[derive(Debug)]
 pub struct Guard {
@@ -228,12 +241,17 @@ pub struct Guard {
 
 impl Guard {
     /// Judges the connection by `state`.
-    pub fn authorize(&self, state: &MeshState, info_logging: bool) -> Result<(), Failure> {
-        let inner = self.table.inner.borrow();
-        let Some(judged) = inner.entries.get(&self.id).and_then(|e| e.judged.as_ref()) else { return Ok(()) };
+    pub fn authorize(&self, state: &MeshState, info_logging: bool) -> Result<(), Refusal> {
+        let mut inner = self.table.inner.borrow_mut();
+        let Some(judged) = inner.entries.get_mut(&self.id).and_then(|e| e.judged.as_mut()) else { return Ok(()) };
+        // As the workload is by now: it may have changed while we waited.
+        if let Some(current) = state.workload_by_uid(&judged.destination.uid) {
+            judged.destination = current.clone();
+        }
         let verdict = authz::authorize(state, judged);
         verdict::log(judged, &verdict, info_logging);
-        verdict::check(state, &judged.destination, &verdict)
+        let pending = matches!(verdict.decision, Decision::Pending(_));
+        verdict::check(state, &judged.destination, &verdict).map_err(|failure| Refusal { failure, pending })
     }
 
     /// Ties the connection to what its peer showed, and refuses it if that is revoked. From now on it is cut when it

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use aquifer_core::address::NetworkAddress;
 use aquifer_core::authz::Connection;
+use aquifer_core::demand::Key;
 use aquifer_core::hbone::{Authority, Baggage, Forwarded};
 use aquifer_core::identity::Identity;
-use aquifer_core::inbound::{InboundRoute, route};
+use aquifer_core::inbound::{InboundRoute, Unroutable, route_on_demand};
+use aquifer_core::proxy_protocol;
 use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
 use aquifer_core::state::MeshState;
@@ -17,6 +19,7 @@ use aquifer_core::workload::Workload;
 use aquifer_hbone::{ConnectRequest, TcpTransport, Unfit};
 use aquifer_tls::PeerCertificate;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -64,6 +67,7 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
             return records::refused(pod.metrics.shared(), Reporter::Destination, peer, local, &failure);
         }
     };
+    pod.learn_in_passing(peer.ip()).await;
     // Ends with the pod, or alone when the client's certificate is revoked; its streams say why.
     let cancel = pod.cancel.child();
     let _registered = certificate.clone().map(|certificate| pod.table.open_tunnel(certificate, cancel.clone()));
@@ -169,7 +173,7 @@ async fn forward(
             // Nobody waits for an answer, so none is given.
             return Err(Failure::new(Reason::TunnelClosed, "the client gave up before it was answered"));
         }
-        connected = authorized_connect(pod, guard, target, tunnel.peer.ip()) => connected,
+        connected = authorized_connect(pod, guard, target, tunnel.peer, Some(&tunnel.identity)) => connected,
     };
     let mut upstream = match connected {
         Ok(stream) => TcpTransport::new(stream),
@@ -189,17 +193,21 @@ pub(super) async fn authorized_connect(
     pod: &Pod,
     guard: &Guard,
     target: &InboundRoute,
-    client: IpAddr,
+    client: SocketAddr,
+    identity: Option<&Identity>,
 ) -> Result<TcpStream, Failure> {
-    // Read after the registration: what is published from now on comes back as a cut.
-    let state = pod.shared.state.load();
-    guard.authorize(&state, pod.shared.config.authz_info_logging)?;
-    if target.application_tunnel.is_some() {
-        return Err(Failure::new(Reason::Internal, "application tunnels are not served by this proxy"));
+    // After the registration: what is published from now on comes back as a cut.
+    pod.admit(guard).await?;
+    let hop = target.hop(pod.shared.config.localhost_app_tunnel);
+    let spoofed = if hop.as_client { pod.spoof_source(client.ip(), hop.address) } else { None };
+    let dialled = dial(&pod.shared, &pod.netns, hop.address, spoofed).await;
+    let failed = |reason, error: &std::io::Error| Failure::new(reason, format!("connection failed: {error}"));
+    let mut stream = dialled.map_err(|e| failed(e.reason, &e.error))?;
+    if hop.proxy_header {
+        let header = proxy_protocol::header(client, target.asked, identity);
+        stream.write_all(&header).await.map_err(|e| failed(Reason::ConnectFailed, &e))?;
     }
-    let spoofed = pod.spoof_source(client, target.upstream);
-    let dialled = dial(&pod.shared, &pod.netns, target.upstream, spoofed).await;
-    dialled.map_err(|e| Failure::new(e.reason, format!("connection failed: {}", e.error)))
+    Ok(stream)
 }
 
 impl Tunnel {
@@ -211,11 +219,16 @@ impl Tunnel {
         let authority: Authority = text
             .parse()
             .map_err(|e| Failure::new(Reason::InvalidAuthority, format!("invalid authority {text:?}: {e}")))?;
-        let (state, workload) = self.pod.workload().await?;
         let preferred = self.pod.shared.config.preferred_service_namespace.as_deref();
-        let target = route(&state, &workload, self.local, &authority, preferred);
-        let target = target.map_err(|reason| Failure::new(reason, unroutable(reason, &authority)))?;
-        Ok((state, workload, target, authority))
+        let known = |key: &Key| self.pod.is_known(key);
+        loop {
+            let (state, workload) = self.pod.workload().await?;
+            match route_on_demand(&state, &workload, self.local, &authority, preferred, &known) {
+                Ok(target) => return Ok((state, workload, target, authority)),
+                Err(Unroutable::Reject(reason)) => return Err(Failure::new(reason, unroutable(reason, &authority))),
+                Err(Unroutable::Need(key)) => self.pod.learn(&key).await?,
+            }
+        }
     }
 }
 

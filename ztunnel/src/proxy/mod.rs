@@ -12,6 +12,7 @@
 //! threads; an inbound connection is registered before it is authorized; sockets of a pod are made inside its
 //! namespace, by a plain function between two awaits.
 
+mod admit;
 pub mod conn_table;
 pub mod connector;
 pub mod inbound;

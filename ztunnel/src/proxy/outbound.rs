@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
+use aquifer_core::demand::Key;
 use aquifer_core::hbone::{Baggage, Forwarded, Traceparent};
 use aquifer_core::reason::Reason;
-use aquifer_core::resolve::{Need, OutboundConn, Reject, Resolution, Route, Tunnel, resolve};
+use aquifer_core::resolve::{Need, OutboundConn, Reject, Resolution, Route, Tunnel, resolve_on_demand};
 use aquifer_hbone::{H2Stream, HboneRequest, TcpTransport, Transport};
 use http::{HeaderMap, HeaderValue};
 use tokio::net::TcpStream;
@@ -19,8 +19,6 @@ use super::pod::{Pod, refuse};
 use crate::metrics::{Parties, Reporter};
 use crate::records::{self, Failure, Opening, Record};
 use crate::socket;
-
-const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes one connection of the pod from accept to record.
 pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
@@ -77,21 +75,20 @@ async fn route(pod: &Pod, asked: SocketAddr) -> Result<Route, Failure> {
         destination: asked,
         preferred_service_namespace: pod.shared.config.preferred_service_namespace.clone(),
     };
-    let mut resolution = resolve(&state, &conn, &mut rand::rng());
+    let known = |key: &Key| pod.is_known(key);
+    let mut resolution = resolve_on_demand(&state, &conn, &known, &mut rand::rng());
     loop {
         resolution = match resolution {
             Resolution::Route(route) => return Ok(route),
             Resolution::Reject(reject) => return Err(rejected(&reject, asked)),
             Resolution::Need(Need::Dns(pending)) => {
-                let lookup = tokio::net::lookup_host((pending.hostname(), 0));
-                let found = match tokio::time::timeout(DNS_TIMEOUT, lookup).await {
-                    Ok(Ok(found)) => found.map(|a| a.ip()).collect(),
-                    Ok(Err(_)) | Err(_) => Vec::new(),
-                };
+                pod.metrics.shared().on_demand_dns(&conn.source, pending.hostname());
+                let found = pod.shared.names.lookup(pending.hostname()).await;
                 pending.complete(&found)
             }
             Resolution::Need(Need::Resource(key)) => {
-                return Err(Failure::new(Reason::DiscoveryTimeout, format!("not known: {key}")));
+                pod.learn(&key).await?;
+                resolve_on_demand(&pod.shared.state.load(), &conn, &known, &mut rand::rng())
             }
         };
     }

@@ -26,6 +26,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
     };
     let target =
         inbound::passthrough(asked).map_err(|reason| Failure::new(reason, "attempted recursive call to ourselves"));
+    pod.learn_in_passing(src.ip()).await;
     let found = match target {
         Ok(upstream) => pod.workload().await.map(|(state, workload)| (upstream, state, workload)),
         Err(failure) => Err(failure),
@@ -62,7 +63,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(&guard) => Err(failure),
-        connected = authorized_connect(&pod, &guard, &target, src.ip()) => connected,
+        connected = authorized_connect(&pod, &guard, &target, src, None) => connected,
     };
     let outcome = match connected {
         Ok(stream) => pod.copy(&guard, &mut client, &mut TcpTransport::new(stream), &traffic).await,

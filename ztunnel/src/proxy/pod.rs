@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use aquifer_core::address::NetworkAddress;
+use aquifer_core::demand::Key;
 use aquifer_core::reason::Reason;
 use aquifer_core::state::MeshState;
 use aquifer_core::store::Reader;
@@ -17,22 +19,28 @@ use aquifer_tls::{CertManager, PeerCertificate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
+use super::admit::admit;
 use super::conn_table::{ConnTable, Guard};
 use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
 use super::{inbound, outbound, passthrough};
 use crate::config;
+use crate::dns::lookup::Resolver;
 use crate::dns::server::{self as dns_server, Local};
 use crate::dns::upstream::Upstream;
 use crate::dns::{Dns, UPSTREAM_LIMIT};
 use crate::inpod::netns::Netns;
 use crate::inpod::zds::{PodUid, WorkloadInfo};
 use crate::metrics::{Reporter, WorkerMetrics};
+use crate::on_demand::OnDemand;
 use crate::records::{Failure, Traffic};
 use crate::socket::OriginalSource;
 
 /// A pod that was just enrolled may be known to us before its workload is.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a connection waits for what only its record needs.
+const IN_PASSING: Duration = Duration::from_secs(1);
 
 /// What every worker and every pod share.
 pub struct Shared {
@@ -54,6 +62,10 @@ pub struct Shared {
     pub warned_unspoofed: AtomicBool,
     /// The DNS proxy of all pods, if there is one.
     pub dns: Option<Arc<Dns>>,
+    /// Where workloads that are known by hostname are looked up.
+    pub names: Resolver,
+    /// Where workloads and services are asked for that are not known, if not all are sent anyway.
+    pub on_demand: Option<Arc<OnDemand>>,
 }
 
 /// One pod on one worker.
@@ -199,6 +211,42 @@ impl Pod {
                 found.map_err(|_| Failure::new(Reason::WorkloadUnknown, format!("unknown workload: {}", self.info)))
             }
         }
+    }
+
+    /// Whether what isn't in the state under this key doesn't exist.
+    pub(super) fn is_known(&self, key: &Key) -> bool {
+        self.shared.on_demand.as_ref().is_none_or(|on_demand| on_demand.is_known(key))
+    }
+
+    /// Waits for the control plane's answer; it is in the state then, or known not to exist.
+    pub(super) async fn learn(&self, key: &Key) -> Result<(), Failure> {
+        let Some(on_demand) = &self.shared.on_demand else { return Ok(()) };
+        tokio::select! {
+            biased;
+            () = self.cancel.forced() => Err(self.forced()),
+            asked = on_demand.ask(key) => {
+                asked.map_err(|e| Failure::new(Reason::DiscoveryTimeout, format!("{key}: {e}")))
+            }
+        }
+    }
+
+    /// The same for whom we only want to name in records: not for long, and it may come to nothing.
+    pub(super) async fn learn_in_passing(&self, ip: IpAddr) {
+        if self.shared.on_demand.is_none() {
+            return;
+        }
+        let address = NetworkAddress::new(self.shared.config.network.clone(), ip);
+        let key = Key::Address(address.clone());
+        if self.shared.state.load().workload_by_addr(&address).is_none() && !self.is_known(&key) {
+            let _ = tokio::time::timeout(IN_PASSING, self.learn(&key)).await;
+        }
+    }
+
+    /// Lets a connection into the pod, if policies do.
+    pub(super) async fn admit(&self, guard: &Guard) -> Result<(), Failure> {
+        let Shared { config, state, published, .. } = &*self.shared;
+        let wait = config.unknown_policies.wait;
+        admit(guard, || state.load(), published.clone(), wait, config.authz_info_logging).await
     }
 
     fn find_in(&self, state: &MeshState) -> Option<Arc<Workload>> {

@@ -23,6 +23,9 @@ use rcgen::{
 use tokio::sync::{mpsc, watch};
 use ztunnel::certs::Identities;
 use ztunnel::config::{Config, Surroundings};
+use ztunnel::dns::lookup::Resolver;
+use ztunnel::dns::upstream::Upstream;
+use ztunnel::inpod::netns::Netns;
 use ztunnel::inpod::zds::{PodUid, WorkloadInfo};
 use ztunnel::mesh::MeshSink;
 use ztunnel::metrics::ProxyMetrics;
@@ -118,6 +121,7 @@ impl Node {
         let metrics = Arc::new(ProxyMetrics::default());
         let mut proxy = config.proxy;
         proxy.connect_timeout = Duration::from_secs(2);
+        let upstream = Upstream::new(Vec::new(), Netns::current().unwrap(), proxy.tcp, 1);
         let shared = Arc::new(Shared {
             config: proxy,
             state: state.clone(),
@@ -128,6 +132,8 @@ impl Node {
             pool: PoolConfig::default(),
             warned_unspoofed: false.into(),
             dns: None,
+            names: Resolver::new(upstream, None, true),
+            on_demand: None,
         });
         let workers = Workers::start(workers, shared, metrics.clone(), cancel.clone()).unwrap();
         let control_tasks = Tracker::new();

@@ -20,12 +20,15 @@ use super::*;
 #[derive(Clone, Default)]
 struct Told {
     log: Arc<Mutex<Vec<String>>>,
+    /// When each start was tried.
+    tries: Arc<Mutex<Vec<tokio::time::Instant>>>,
     broken: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Proxies for Told {
     fn start(&self, pod: &Pod<Netns>) -> Result<(), String> {
         self.log.lock().push(format!("start {}", pod.uid));
+        self.tries.lock().push(tokio::time::Instant::now());
         match self.broken.lock().contains(pod.uid.as_str()) {
             true => Err("port 15008: Invalid argument (os error 22)".into()),
             false => Ok(()),
@@ -223,5 +226,41 @@ async fn what_breaks_the_protocol_is_answered_and_the_connection_made_anew() {
     })
     .await;
     assert_eq!(f.log(), ["start a"]);
+    f.end().await;
+}
+
+/// The agent says nothing more; the clock runs as fast as nothing else happens.
+#[tokio::test(start_paused = true)]
+async fn what_is_pending_is_tried_every_five_seconds_without_the_agent() {
+    let f = Fixture::start();
+    f.told.broken.lock().insert("sick".into());
+    let mut agent = Agent::listen(f.dir.path());
+    let (readiness, tries, broken) = (f.readiness.clone(), f.told.tries.clone(), f.told.broken.clone());
+    let script = std::thread::spawn(move || {
+        agent.accept();
+        assert_eq!(agent.snapshot_sent(), "");
+        assert!(agent.add("sick", "n1").starts_with("failure to start proxy"));
+        assert_eq!(agent.add("well", "n2"), "");
+        agent
+    });
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(std::time::Instant::now() < end, "{what}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    until("tries", &|| tries.lock().len() > 6 && script.is_finished()).await;
+    assert_eq!(f.metrics.pending.get(), 1);
+    assert!(!readiness.is_ready());
+    broken.lock().clear();
+    until("the pod is served", &|| readiness.is_ready()).await;
+    let _agent = script.join().unwrap();
+    let retries: Vec<_> = tries.lock().split_off(2);
+    for pair in retries.windows(2) {
+        let apart = pair[1] - pair[0];
+        assert!(apart >= Duration::from_millis(4990) && apart < Duration::from_secs(6), "{apart:?}");
+    }
+    assert_eq!((f.metrics.active.get(), f.metrics.pending.get()), (2, 0));
     f.end().await;
 }

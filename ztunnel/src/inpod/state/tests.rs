@@ -92,6 +92,62 @@ fn table() {
             "running [] pending [] ready true",
         ),
         (
+            "another namespace that cannot be served: the old one is given up, the new one pending",
+            vec![
+                Step(Request::SnapshotSent, true, ""),
+                Step(add(1, 10), true, "start uid-1@10"),
+                Step(add(1, 11), false, "stop uid-1, start uid-1@11"),
+            ],
+            "running [] pending [uid-1@11] ready false",
+        ),
+        (
+            "a pending pod that is named anew by another namespace is tried there",
+            vec![
+                Step(Request::SnapshotSent, true, ""),
+                Step(add(1, 10), false, "start uid-1@10"),
+                Step(add(1, 11), false, "start uid-1@11"),
+            ],
+            "running [] pending [uid-1@11] ready false",
+        ),
+        (
+            "one pending pod keeps no other from being served",
+            vec![
+                Step(add(1, 10), false, "start uid-1@10"),
+                Step(add(2, 11), true, "start uid-2@11"),
+                Step(Request::SnapshotSent, true, ""),
+                Step(add(3, 12), true, "start uid-3@12"),
+            ],
+            "running [uid-2@11 uid-3@12] pending [uid-1@10] ready false",
+        ),
+        (
+            "del within the snapshot of a pending pod ends its tries",
+            vec![
+                Step(add(1, 10), false, "start uid-1@10"),
+                Step(del(1), true, ""),
+                Step(Request::SnapshotSent, true, ""),
+            ],
+            "running [] pending [] ready true",
+        ),
+        (
+            "del within the snapshot of a running pod leaves it to the snapshot's end",
+            vec![
+                Step(add(1, 10), true, "start uid-1@10"),
+                Step(del(1), true, ""),
+                Step(Request::SnapshotSent, true, "stop uid-1"),
+            ],
+            "running [] pending [] ready true",
+        ),
+        (
+            "del and keep of a pod that nobody runs",
+            vec![
+                Step(Request::Keep(uid(1)), true, ""),
+                Step(Request::SnapshotSent, true, ""),
+                Step(del(1), true, ""),
+                Step(del(2), true, ""),
+            ],
+            "running [] pending [] ready true",
+        ),
+        (
             "keep after the snapshot is out of turn",
             vec![
                 Step(Request::Keep(uid(1)), true, ""),

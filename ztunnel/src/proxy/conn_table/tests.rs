@@ -97,7 +97,8 @@ fn a_missing_policy_denies_with_its_own_reason() {
     let web = workload(web);
     let table = ConnTable::default();
     let guard = table.open_inbound(&PodUid::new("1"), view(), judged(&web, "good"));
-    let failure = guard.authorize(&state([Update::Workload(web.clone())]), false).unwrap_err();
+    let Refusal { failure, pending } = guard.authorize(&state([Update::Workload(web.clone())]), false).unwrap_err();
+    assert!(!pending, "nobody said that it may come");
     assert_eq!((failure.reason, failure.policy.as_deref()), (Reason::PolicyUnknown, Some("shop/yet-to-come")));
 }
 
