@@ -10,7 +10,7 @@ PROFILE ?= demo
 BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
 export MAKECMDGOALS
 
-.PHONY: help preflight deps build demo test test-boring lint deny fmt release clean
+.PHONY: help preflight deps build demo test test-boring mutants lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -30,6 +30,9 @@ test: preflight deps ## Set everything up and run all tests.
 test-boring: preflight deps ## Run the tests of all that speaks TLS on BoringSSL instead of AWS-LC.
 	@scripts/deps $(BORING_PACKAGES)
 	@scripts/test-boring
+
+mutants: preflight deps ## Break 20 named lines one by one; a test must notice each (tests/mutants.toml).
+	@scripts/mutants
 
 lint: deps ## Formatting, clippy with warnings denied, licences and sources.
 	cargo fmt --all --check
