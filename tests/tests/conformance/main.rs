@@ -7,9 +7,12 @@
 #![allow(dead_code)]
 
 mod admin;
+mod agent;
 mod balancing;
 mod bootstrap;
 mod ca;
+mod cluster;
+mod control;
 mod inbound;
 mod outbound;
 mod rbac;

@@ -30,6 +30,11 @@ impl Netns {
         Ok(Self(Arc::new(file)))
     }
 
+    /// One that is named by a file.
+    pub(crate) fn open(path: &std::path::Path) -> Result<Self> {
+        Ok(Self(Arc::new(File::open(path).with_context(|| path.display().to_string())?)))
+    }
+
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -24,17 +24,24 @@ pub(crate) fn ztunnel() -> PathBuf {
         if let Some(path) = std::env::var_os("CONFORMANCE_ZTUNNEL") {
             return path.into();
         }
-        build(&["-p", "ztunnel", "-p", "aquifer-cni", "-p", "aquifer-istiod-lite", "-p", "aquifer"]);
+        build();
         target().join("ztunnel")
     });
     binary.clone()
 }
 
-fn build(packages: &[&str]) {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bins"]).args(packages).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    assert!(command.status().expect("cargo to run").success(), "cargo build of the binaries");
+/// Builds our binaries, once per run. AQUIFER_BIN, by which a lab is told of others, ends that.
+pub(crate) fn build() {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        if std::env::var_os("AQUIFER_BIN").is_some() {
+            return;
+        }
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        assert!(command.status().expect("cargo to run").success(), "cargo build of the binaries");
+    });
 }
 
 /// The folder of binaries: two above the test's own, which lies in `deps`.
