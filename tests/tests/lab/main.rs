@@ -8,6 +8,7 @@
 //! revocation   a certificate that is no longer good
 //! churn        every process killed, in every order, under load
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
+//! turning_on_strict  the guide of docs/operations.md, followed
 //! dns          names: who answers, and that applications see no difference
 //! hostile      peers that mean harm, at the pods, the CA and the wire
 //! stalls       readers that stop, and the others on their connection
@@ -31,5 +32,6 @@ mod revocation;
 mod rotation;
 mod stalls;
 mod transfer;
+mod turning_on_strict;
 mod xds;
 mod zero_trust;
