@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 /// A pod that cannot be taken stock of (its namespace is stuck, say) must not keep the others from the proxy.
 const STOCKTAKING: Duration = Duration::from_secs(10);
 /// Who writes our annotations.
-const MANAGER: &str = "istio-cni";
+pub(crate) const MANAGER: &str = "istio-cni";
 
 /// Starts everything; returns when all is being served. The end is `cancel`'s, and `tracker` tells when it is over.
 pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow::Result<()> {
@@ -100,7 +100,8 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
     Ok(())
 }
 
-fn check_privileges() -> anyhow::Result<()> {
+/// One line that says what is missing and what to do about it.
+pub fn check_privileges() -> anyhow::Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let missing = missing_capabilities(&status);
     if missing.is_empty() {

@@ -12,7 +12,8 @@
 //! Invariants:
 //! - Kernel changes go by netlink, and what belongs together in one transaction; no program is run.
 //! - A pod is marked `enabled` last: until then peers use plain TCP.
-//! - Pods run on without the agent. A new agent takes over what it finds, without a gap.
+//! - Pods run on without the agent, and stay redirected until they leave or the node is cleaned ([`uninstall`]).
+//!   A new agent takes over what it finds, without a gap.
 //! - The environment is read in [`config`] only. Nothing here knows of identities or policies.
 
 pub mod agent;
@@ -29,4 +30,5 @@ pub mod probes;
 pub mod redirection;
 pub mod rules;
 pub mod state;
+pub mod uninstall;
 pub mod zds;

@@ -1,7 +1,7 @@
-//! `istio-cni-node`: the node agent as a process.
+//! `istio-cni-node`: the node agent as a process; `istio-cni-node --uninstall` cleans a node that it has left.
 
 use anyhow::Context;
-use aquifer_cni::{app, config::Config};
+use aquifer_cni::{app, config::Config, uninstall};
 use aquifer_runtime::env::ProcessEnv;
 use aquifer_runtime::signals::Signals;
 use aquifer_runtime::{Cancel, Tracker, shutdown, telemetry};
@@ -12,13 +12,25 @@ use std::time::Duration;
 const GRACE: Duration = Duration::from_secs(6);
 
 fn main() -> ExitCode {
-    match run() {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let done = match arguments.as_slice() {
+        [] => run(),
+        [only] if only == "--uninstall" => clean(),
+        _ => Err(anyhow::anyhow!("the only argument is --uninstall; settings are environment variables")),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("istio-cni-node: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn clean() -> anyhow::Result<()> {
+    let config = Config::read(&ProcessEnv)?;
+    let _telemetry = telemetry::init(&config.telemetry)?;
+    uninstall::uninstall(&config)
 }
 
 fn run() -> anyhow::Result<()> {

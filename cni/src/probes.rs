@@ -49,13 +49,6 @@ impl Probes {
         self.change(&pods, &[], &stale)
     }
 
-    /// Takes the whole table away.
-    pub fn remove(&self) -> Result<(), NetlinkError> {
-        let mut batch = Batch::new();
-        batch.delete_table(host::TABLE);
-        batch.commit_here()
-    }
-
     fn change(
         &self,
         pods: &BTreeMap<IpAddr, BTreeSet<String>>,
@@ -84,6 +77,13 @@ impl Probes {
         let ips: Vec<IpAddr> = pods.keys().copied().collect();
         host::table(self.addresses, self.uid, &ips)
     }
+}
+
+/// Takes the node's table away, called in the node's network namespace.
+pub fn remove() -> Result<(), NetlinkError> {
+    let mut batch = Batch::new();
+    batch.delete_table(host::TABLE);
+    batch.commit_here()
 }
 
 impl Layout for Probes {

@@ -137,6 +137,34 @@ fn mesh_proxy(pod: &Pod) -> Option<String> {
     names.find(|name| MESH_PROXIES.contains(name)).map(str::to_owned)
 }
 
+/// An annotation, or a part of one, that means nothing to the agent: the pod is enrolled as if it were not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ignored {
+    /// The annotation.
+    pub key: &'static str,
+    /// What it says.
+    pub value: String,
+    /// What it could say.
+    pub expected: &'static str,
+}
+
+/// The pod's annotations that say something else than they can.
+pub fn ignored(pod: &Pod) -> Vec<Ignored> {
+    let mut ignored = Vec::new();
+    for key in [DNS_CAPTURE, BYPASS_INBOUND] {
+        if let Some(value) = annotation(pod, key).filter(|value| value.parse::<bool>().is_err()) {
+            ignored.push(Ignored { key, value: value.to_owned(), expected: "true or false" });
+        }
+    }
+    for name in annotation(pod, VIRTUAL_INTERFACES).into_iter().flat_map(|list| list.split(',').map(str::trim)) {
+        if !name.is_empty() && !is_interface(name) {
+            let expected = "interface names with commas between";
+            ignored.push(Ignored { key: VIRTUAL_INTERFACES, value: name.to_owned(), expected });
+        }
+    }
+    ignored
+}
+
 fn rules(pod: &Pod, defaults: &Defaults) -> PodRules {
     PodRules {
         probe_addresses: defaults.probe_addresses,

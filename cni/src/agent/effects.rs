@@ -1,6 +1,6 @@
 //! What a worker can do to a pod, and how it is really done on this node.
 
-use crate::agent::decision::{NOT_ENROLLED_REASON, REDIRECTION};
+use crate::agent::decision::{Ignored, NOT_ENROLLED_REASON, REDIRECTION};
 use crate::finder::Finder;
 use crate::keeper::{Keeper, Layout};
 use crate::metrics::Metrics;
@@ -72,6 +72,8 @@ pub trait Effects: Send + Sync + 'static {
     fn forget(&self, pod: &PodId) -> impl Future<Output = Result<(), String>> + Send;
     /// Changes whenever a proxy has connected.
     fn proxies(&self) -> watch::Receiver<u64>;
+    /// Tells of an annotation that means nothing.
+    fn ignored(&self, pod: &PodId, annotation: &Ignored);
     /// Counts a failed step.
     fn failed(&self, step: &'static str);
     /// Counts pods that are in.
@@ -240,6 +242,11 @@ impl Effects for Node {
 
     fn proxies(&self) -> watch::Receiver<u64> {
         self.zds.snapshots()
+    }
+
+    fn ignored(&self, pod: &PodId, Ignored { key, value, expected }: &Ignored) {
+        let pod = format!("{}/{}", pod.namespace, pod.name);
+        tracing::warn!(pod, annotation = key, value, expected, "annotation ignored");
     }
 
     fn failed(&self, step: &'static str) {

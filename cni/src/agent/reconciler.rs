@@ -1,6 +1,8 @@
 //! Events in, one worker a pod out.
 
-use crate::agent::decision::{Defaults, NOT_ENROLLED_REASON, REDIRECTION, annotation, desired};
+use crate::agent::decision::{
+    Decision, Defaults, Ignored, NOT_ENROLLED_REASON, REDIRECTION, annotation, desired, ignored,
+};
 use crate::agent::effects::{Effects, Marks, PodId};
 use crate::agent::worker::{self, Created, Order, Stocktaking, Target};
 use crate::metrics::{EventLabels, Metrics};
@@ -46,6 +48,8 @@ struct Known {
     uid: String,
     orders: mpsc::UnboundedSender<Order>,
     told: Option<Target>,
+    /// Annotations that someone was warned of.
+    ignored: Vec<Ignored>,
 }
 
 impl<E: Effects> Reconciler<E> {
@@ -134,7 +138,7 @@ impl<E: Effects> Reconciler<E> {
                 let id = identify(&pod, &uid);
                 let worker = worker::run(self.effects.clone(), id, received, self.stocktaking.clone());
                 self.tracker.spawn("pod", worker);
-                self.pods.insert(key.clone(), Known { pod, uid, orders, told: None });
+                self.pods.insert(key.clone(), Known { pod, uid, orders, told: None, ignored: Vec::new() });
                 self.count("add");
             }
         }
@@ -181,6 +185,13 @@ impl<E: Effects> Reconciler<E> {
                 reason: annotation(&known.pod, NOT_ENROLLED_REASON).map(str::to_owned),
             },
         };
+        if matches!(target.decision, Decision::Enrol(_)) {
+            let ignored = ignored(&known.pod);
+            for annotation in ignored.iter().filter(|annotation| !known.ignored.contains(annotation)) {
+                self.effects.ignored(&identify(&known.pod, &known.uid), annotation);
+            }
+            known.ignored = ignored;
+        }
         if known.told.as_ref() != Some(&target) {
             known.told = Some(target.clone());
             let _ = known.orders.send(Order::Shall(target));

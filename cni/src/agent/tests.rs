@@ -1,6 +1,6 @@
 //! Who is in, and in which order they get in and out.
 
-use super::decision::{Decision, Defaults, NOT_ENROLLED_REASON, REDIRECTION, Reason, desired};
+use super::decision::{Decision, Defaults, Ignored, NOT_ENROLLED_REASON, REDIRECTION, Reason, desired, ignored};
 use super::effects::{Effects, Marks, PodId};
 use super::reconciler::{CmdAdd, Reconciler};
 use super::worker::{Answer, Created};
@@ -119,6 +119,45 @@ fn annotations_choose_the_rules() {
     );
 }
 
+#[test]
+fn annotations_that_mean_nothing_are_named() {
+    let check = |annotations: Value, expected: &[(&str, &str)]| {
+        let ignored = ignored(&pod(json!({"metadata": {"annotations": annotations}})));
+        let named: Vec<(&str, &str)> = ignored.iter().map(|ignored| (ignored.key, &*ignored.value)).collect();
+        assert_eq!(named, expected);
+    };
+    let dns = "ambient.istio.io/dns-capture";
+    let bypass = "ambient.istio.io/bypass-inbound-capture";
+    let interfaces = "istio.io/reroute-virtual-interfaces";
+    check(json!({}), &[]);
+    check(json!({dns: "true", bypass: "false", interfaces: "vm0, vm1,"}), &[]);
+    check(json!({dns: "perhaps"}), &[(dns, "perhaps")]);
+    check(json!({dns: ""}), &[(dns, "")]);
+    check(json!({bypass: "True"}), &[(bypass, "True")]);
+    check(
+        json!({interfaces: "vm0,a/b, sixteen-letters!,x y"}),
+        &[(interfaces, "a/b"), (interfaces, "sixteen-letters!"), (interfaces, "x y")],
+    );
+    check(json!({dns: "on", bypass: "yes"}), &[(dns, "on"), (bypass, "yes")]);
+}
+
+#[tokio::test]
+async fn a_warning_comes_once_for_each_value_and_only_for_pods_that_are_in() {
+    let bench_with = |value: &str| pod(json!({"metadata": {"annotations": {"ambient.istio.io/dns-capture": value}}}));
+    let mut bench = bench();
+    bench.applied(namespace(None));
+    bench.applied(bench_with("perhaps"));
+    bench.reconciler.event(Event::Synced);
+    bench.steps(&[]).await;
+    bench.applied(namespace(Some("ambient")));
+    bench.steps(&["ignored web ambient.istio.io/dns-capture: perhaps", IN[0], IN[1], IN[2], IN[3]]).await;
+    bench.applied(bench_with("perhaps"));
+    bench.applied(namespace(Some("ambient")));
+    bench.applied(bench_with("maybe"));
+    bench.applied(bench_with("false"));
+    assert_eq!(bench.fake.steps.lock()[..], ["ignored web ambient.istio.io/dns-capture: maybe"]);
+}
+
 /// Notes every step; fails those that are told to.
 #[derive(Default)]
 struct Fake {
@@ -127,6 +166,7 @@ struct Fake {
     rules: Mutex<VecDeque<String>>,
     runs: Mutex<HashSet<String>>,
     laid: Mutex<HashSet<String>>,
+    failures: Mutex<Vec<&'static str>>,
     proxies: watch::Sender<u64>,
 }
 
@@ -190,7 +230,13 @@ impl Effects for Fake {
         self.proxies.subscribe()
     }
 
-    fn failed(&self, _step: &'static str) {}
+    fn ignored(&self, pod: &PodId, annotation: &Ignored) {
+        self.note(format!("ignored {} {}: {}", pod.name, annotation.key, annotation.value));
+    }
+
+    fn failed(&self, step: &'static str) {
+        self.failures.lock().push(step);
+    }
     fn enrolled(&self, _change: i64) {}
 }
 
@@ -408,6 +454,22 @@ async fn a_proxy_keeps_what_the_agent_does_not_find() {
     bench.reconciler.event(Event::Synced);
     assert_eq!(timeout(PATIENCE, bench.stock.recv()).await.unwrap(), None);
     assert_eq!(bench.fake.steps.lock()[0], "keep uid-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_network_does_not_come_is_told_of_once() {
+    let mut bench = bench();
+    bench.fake.runs.lock().clear();
+    bench.applied(namespace(Some("ambient")));
+    bench.applied(pod(json!({})));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    bench.steps(&[]).await;
+    assert_eq!(bench.fake.failures.lock().len(), 0, "it may just be starting");
+    bench.steps(&["mark pending"]).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*bench.fake.failures.lock(), ["netns"]);
+    bench.fake.runs.lock().insert("uid-1".into());
+    bench.steps(&IN).await;
 }
 
 #[tokio::test]

@@ -16,10 +16,12 @@ const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A namespace that is not there yet is a pod that is just starting.
 const NETNS_RETRY_MAX: Duration = Duration::from_millis(250);
+/// A pod without a namespace or an address for this long is not just starting: someone should know.
+const NETNS_OVERDUE: Duration = Duration::from_secs(5);
 
 /// From the annotation's removal to the rules': peers hear of it and go back to plain TCP meanwhile, which the proxy
 /// still lets in, instead of meeting a closed HBONE port.
-const PEERS_HEAR: Duration = Duration::from_millis(250);
+pub(crate) const PEERS_HEAR: Duration = Duration::from_millis(250);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -84,6 +86,7 @@ pub async fn run<E: Effects>(
         waiting: Vec::new(),
         done: Done::Nothing,
         written: None,
+        awaited: None,
         stocktaking,
     };
     let Some(first) = orders.recv().await else { return };
@@ -102,6 +105,7 @@ pub async fn run<E: Effects>(
         retry.mark();
         let outcome = worker.step().await;
         worker.stocktaking = None;
+        worker.overdue(&outcome).await;
         worker.answer(&outcome);
         let order = match outcome {
             Outcome::Done(_) => {
@@ -133,6 +137,8 @@ struct Worker<E> {
     waiting: Vec<(Instant, oneshot::Sender<Result<Answer, String>>)>,
     done: Done,
     written: Option<Marks>,
+    /// Since when the pod's namespace or address is awaited, and whether that was told.
+    awaited: Option<(Instant, bool)>,
     stocktaking: Option<Stocktaking>,
 }
 
@@ -277,6 +283,21 @@ impl<E: Effects> Worker<E> {
         }
         for (_, answer) in self.waiting.drain(..) {
             let _ = answer.send(Err("the pod is gone".into()));
+        }
+    }
+
+    /// Tells once of a pod that should long have had its network.
+    async fn overdue(&mut self, outcome: &Outcome) {
+        let (Outcome::Again { after: After::Netns, error }, Some(target)) = (outcome, self.target.clone()) else {
+            self.awaited = None;
+            return;
+        };
+        let (since, told) = self.awaited.get_or_insert((Instant::now(), false));
+        if !*told && since.elapsed() >= NETNS_OVERDUE {
+            *told = true;
+            // One that is in has lost nothing yet: its peers go on as before.
+            let show = target.marks.redirection.as_deref() != Some(ENABLED);
+            self.failure("netns", error.clone(), &target.marks, show).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! One proxy's connection, from hello to its end.
 
-use super::packet::Packets;
+use super::packet::{MAX, Packets};
 use super::server::{Timing, ZdsError, ZdsPod};
 use crate::netns::NetNs;
 use aquifer_proto::zds::{
@@ -122,6 +122,10 @@ pub(super) async fn live(
 /// One request, one answer: accepted, or refused and why.
 async fn exchange(packets: &Packets, timing: Timing, request: &Request) -> Result<Result<(), String>, Ended> {
     let (bytes, netns) = request.encode();
+    if bytes.len() > MAX {
+        // That pod's trouble alone: the connection carries the others.
+        return Ok(Err(format!("{} bytes; a packet holds {MAX}", bytes.len())));
+    }
     timeout(timing.deadline, packets.send(&bytes, netns)).await.map_err(|_| Ended::Late("take a request"))??;
     let bytes = timeout(timing.deadline, packets.receive()).await.map_err(|_| Ended::Late("answer"))??;
     let response = WorkloadResponse::decode(bytes.ok_or(Ended::Closed)?.as_slice())

@@ -19,6 +19,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 use tokio::time::timeout;
 
+mod statements;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_millis(100);
 

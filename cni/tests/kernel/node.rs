@@ -15,59 +15,91 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
-struct Node {
+pub(crate) struct Node {
     folder: tempfile::TempDir,
-    host: NetNs,
+    pub(crate) host: NetNs,
     agent: Option<Child>,
 }
 
 impl Node {
-    fn new() -> Self {
-        let node = Self { folder: tempfile::tempdir().unwrap(), host: fresh(), agent: None };
+    pub(crate) fn new() -> Self {
+        Self::on(fresh())
+    }
+
+    /// A node whose own namespace is this one.
+    pub(crate) fn on(host: NetNs) -> Self {
+        let node = Self { folder: tempfile::tempdir().unwrap(), host, agent: None };
         std::fs::create_dir(node.path("netns")).unwrap();
         node
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// A pod's namespace under its uid. A symbolic link to our own handle does what a bind mount does elsewhere.
-    fn pod(&self, uid: &str) -> NetNs {
+    pub(crate) fn pod(&self, uid: &str) -> NetNs {
         let pod = fresh();
         let handle = format!("/proc/{}/fd/{}", std::process::id(), pod.as_fd().as_raw_fd());
         std::os::unix::fs::symlink(handle, self.path("netns").join(uid)).unwrap();
         pod
     }
 
-    fn apply(&self, yaml: &str) {
+    pub(crate) fn apply(&self, yaml: &str) {
         Writer::new(self.path("manifests"), "user").apply_manifest(yaml).unwrap();
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
+        self.start_by(&[]);
+    }
+
+    /// The agent, started by way of another program.
+    pub(crate) fn start_by(&mut self, wrapper: &[String]) {
+        let agent = self.command(&[]);
+        let mut command = match wrapper {
+            [] => agent,
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(agent.get_program());
+                command.envs(agent.get_envs().filter_map(|(key, value)| Some((key, value?))));
+                command
+            }
+        };
+        // Its lines go to a file that a failing test may show.
+        let log = std::fs::File::options().append(true).create(true).open(self.path("log")).unwrap();
+        command.stdout(Stdio::from(log));
+        self.agent = Some(self.host.run(|| command.spawn().unwrap()).unwrap());
+        self.until("ready", || self.get("127.0.0.1:8000", "/healthz/ready").starts_with("HTTP/1.1 200"));
+    }
+
+    /// The agent's program with this node's settings.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_istio-cni-node"));
         command
+            .args(arguments)
             .env_clear()
             .env("NODE_NAME", "node1")
             .env("AQUIFER_MANIFESTS", self.path("manifests"))
             .env("AQUIFER_NETNS_DIR", self.path("netns"))
             .env("ZTUNNEL_UDS", self.path("ztunnel.sock"))
-            .env("CNI_EVENT_SOCKET", self.path("pluginevent.sock"))
-            .stdout(Stdio::from(std::fs::File::options().append(true).create(true).open(self.path("log")).unwrap()));
-        // Its lines go to a file that a failing test may show.
-        self.agent = Some(self.host.run(|| command.spawn().unwrap()).unwrap());
-        self.until("ready", || self.get("127.0.0.1:8000", "/healthz/ready").starts_with("HTTP/1.1 200"));
+            .env("CNI_EVENT_SOCKET", self.path("pluginevent.sock"));
+        command
     }
 
-    fn end(&mut self, signal: Signal) {
+    pub(crate) fn uninstall(&self) -> std::process::Output {
+        let mut command = self.command(&["--uninstall"]);
+        self.host.run(|| command.output().unwrap()).unwrap()
+    }
+
+    pub(crate) fn end(&mut self, signal: Signal) {
         let mut agent = self.agent.take().unwrap();
         kill(nix::unistd::Pid::from_raw(agent.id() as i32), signal).unwrap();
         agent.wait().unwrap();
     }
 
-    fn get(&self, address: &str, path: &str) -> String {
+    pub(crate) fn get(&self, address: &str, path: &str) -> String {
         let ask = || {
             let mut stream = std::net::TcpStream::connect(address)?;
             write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
@@ -91,13 +123,13 @@ impl Node {
         answer
     }
 
-    fn annotation(&self, name: &str, key: &str) -> Option<String> {
+    pub(crate) fn annotation(&self, name: &str, key: &str) -> Option<String> {
         let (objects, _) = Folder::new(self.path("manifests")).read(&[Kind::Pod]);
         let pod = objects.iter().find(|object| object.name() == name)?;
         Object::annotation(pod, key).map(str::to_owned)
     }
 
-    fn until(&self, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    pub(crate) fn until(&self, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
         let start = Instant::now();
         while !holds() {
             if start.elapsed() > DEADLINE {
@@ -108,12 +140,12 @@ impl Node {
         start.elapsed()
     }
 
-    fn until_marked(&self, name: &str, mark: Option<&str>) -> Duration {
+    pub(crate) fn until_marked(&self, name: &str, mark: Option<&str>) -> Duration {
         self.until(&format!("{name} {mark:?}"), || self.annotation(name, REDIRECTION).as_deref() == mark)
     }
 
     /// A proxy that accepts everything; what it was asked, as (kind, uid).
-    fn proxy(&self) -> std::sync::mpsc::Receiver<Vec<u8>> {
+    pub(crate) fn proxy(&self) -> std::sync::mpsc::Receiver<Vec<u8>> {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(fd.as_raw_fd(), &UnixAddr::new(&self.path("ztunnel.sock")).unwrap()).unwrap();
         let (asked, questions) = std::sync::mpsc::channel();
@@ -145,7 +177,7 @@ impl Drop for Node {
     }
 }
 
-fn manifest(name: &str, uid: &str, ip: &str, extra: &str) -> String {
+pub(crate) fn manifest(name: &str, uid: &str, ip: &str, extra: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: {uid}}}\n\
          spec: {{nodeName: node1, serviceAccountName: {name}, containers: [{{name: app, image: none}}{extra}]}}\n\
@@ -153,15 +185,15 @@ fn manifest(name: &str, uid: &str, ip: &str, extra: &str) -> String {
     )
 }
 
-fn labelled(mode: &str) -> String {
+pub(crate) fn labelled(mode: &str) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio.io/dataplane-mode: {mode}}}}}\n")
 }
 
-fn redirected(pod: &NetNs) -> bool {
+pub(crate) fn redirected(pod: &NetNs) -> bool {
     !ruleset(pod).is_empty()
 }
 
-fn migrate(pod: &NetNs) -> String {
+pub(crate) fn migrate(pod: &NetNs) -> String {
     sh(pod, "cat /proc/sys/net/ipv4/tcp_migrate_req").trim().to_owned()
 }
 
