@@ -1,6 +1,7 @@
 //! The client's end: [`session`] decides, [`driver`] connects.
 
 pub mod demand;
+mod dial;
 pub mod driver;
 pub mod metrics;
 pub mod session;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use aquifer_proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use aquifer_runtime::{Backoff, Cancel};
+use hyper_util::client::legacy::connect::HttpConnector;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,6 +17,7 @@ use tonic::{Code, Request, Streaming};
 
 use super::ResourceSink;
 use super::demand::{Demand, Demands};
+use super::dial::Dialler;
 use super::metrics::{ClientMetrics, Termination};
 use super::session::{Session, Watch};
 
@@ -250,8 +252,7 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
         for (type_url, name) in self.session.take_answered() {
             let is_answered = |d: &mut Demand| d.type_url == type_url && d.name == name;
             for demand in self.waiting.extract_if(.., is_answered) {
-                // Whoever asked may have given up.
-                let _ = demand.answered.send(());
+                demand.answer();
             }
         }
         self.waiting.retain(|demand| !demand.answered.is_closed());
@@ -274,7 +275,7 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
 
 async fn next_demand(demands: &mut Option<Demands>) -> Option<Demand> {
     match demands {
-        Some(demands) => demands.asks.recv().await,
+        Some(demands) => demands.next().await,
         None => std::future::pending().await,
     }
 }
@@ -299,12 +300,15 @@ async fn channel(config: &ClientConfig) -> Result<Channel, ConnectError> {
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(TCP_KEEPALIVE))
-        .tcp_keepalive_interval(Some(TCP_KEEPALIVE_INTERVAL))
-        .tcp_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES));
-    Ok(endpoint.connect().await?)
+        .keep_alive_while_idle(true);
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false); // TLS is laid around it.
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(TCP_KEEPALIVE));
+    tcp.set_keepalive_interval(Some(TCP_KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES));
+    Ok(endpoint.connect_with_connector(Dialler(tcp)).await?)
 }
 
 fn metadata(config: &ClientConfig) -> Result<MetadataMap, ConnectError> {
