@@ -260,3 +260,30 @@ fn tls_settings_name_what_may_be_spoken_and_who_is_revoked() {
     let both = error(&[("COMPLIANCE_POLICY", "pqc"), ("TLS12_ENABLED", "true")]);
     assert!(both.contains("TLS12_ENABLED") && both.contains("TLS 1.3"), "{both}");
 }
+
+#[test]
+fn unknown_policies_tunnels_and_discovery_have_settings() {
+    let config = read(&[]);
+    let grace::Settings { wait, skip } = config.proxy.unknown_policies;
+    assert_eq!((wait, skip), (Duration::from_secs(2), false));
+    assert!(config.proxy.localhost_app_tunnel && !config.xds.on_demand);
+    let config = read(&[
+        ("AUTHZ_POLICY_GRACE", "500ms"),
+        ("AUTHZ_UNKNOWN_POLICY", "skip"),
+        ("LOCALHOST_APP_TUNNEL", "false"),
+        ("XDS_ON_DEMAND", "true"),
+        ("ISTIO_META_DNS_CAPTURE", "false"),
+    ]);
+    let grace::Settings { wait, skip } = config.proxy.unknown_policies;
+    assert_eq!((wait, skip), (Duration::from_millis(500), true));
+    assert!(!config.proxy.localhost_app_tunnel && config.xds.on_demand);
+    assert_eq!(config.without_effect, [""; 0]);
+    for (vars, expected) in [
+        (("AUTHZ_UNKNOWN_POLICY", "allow"), "neither deny nor skip"),
+        // The DNS proxy is on by default.
+        (("XDS_ON_DEMAND", "true"), "ISTIO_META_DNS_CAPTURE=false"),
+    ] {
+        let errors = try_read(&[vars], &around()).unwrap_err().to_string();
+        assert!(errors.contains(vars.0) && errors.contains(expected), "{errors}");
+    }
+}

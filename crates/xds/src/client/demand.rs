@@ -14,8 +14,9 @@ pub struct Demands {
     pub(super) asks: mpsc::Receiver<Demand>,
 }
 
+/// One question.
 #[derive(Debug)]
-pub(super) struct Demand {
+pub struct Demand {
     pub(super) type_url: String,
     pub(super) name: String,
     pub(super) answered: oneshot::Sender<()>,
@@ -28,6 +29,26 @@ const PENDING: usize = 1024;
 pub fn channel() -> (Demander, Demands) {
     let (tx, rx) = mpsc::channel(PENDING);
     (Demander { asks: tx }, Demands { asks: rx })
+}
+
+impl Demands {
+    /// The next question; none when nobody is left who could ask.
+    pub async fn next(&mut self) -> Option<Demand> {
+        self.asks.recv().await
+    }
+}
+
+impl Demand {
+    /// The type and name that are asked for.
+    pub fn wanted(&self) -> (&str, &str) {
+        (&self.type_url, &self.name)
+    }
+
+    /// Tells who asked that the answer is there.
+    pub fn answer(self) {
+        // Whoever asked may have given up.
+        let _ = self.answered.send(());
+    }
 }
 
 impl Demander {
