@@ -235,3 +235,13 @@ async fn names_are_answered_while_the_proxy_is_replaced_and_after_it_was_killed(
     lab.down().await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lab_without_a_resolver_has_its_names_in_files() -> Result<()> {
+    let lab = meshed_shop(LabOptions { dns: false, ..LabOptions::default() }).await?;
+    assert!(get(&lab, "shop", "web", "http://orders/").await?.ok());
+    let unknown = run(&lab, "web", &["getent", "ahostsv4", "nobody.example.test"]).await?;
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (2, ""));
+    lab.down().await?;
+    Ok(())
+}
