@@ -1,5 +1,7 @@
 //! The admin port: what this process knows and does, in the keys that Istio's tools read.
 
+mod pprof;
+
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -41,6 +43,10 @@ pub fn routes(pages: Pages, level: LogLevel, quit: Arc<Notify>) -> AdminServer {
             let pages = pages.clone();
             async move { pages.config_dump().await }
         })
+        .get("/debug/pprof/profile", pprof::cpu)
+        .get("/debug/pprof/heap", |_| pprof::heap())
+        .get("/debug/pprof/heap/profiling", pprof::switch_heap)
+        .post("/debug/pprof/heap/profiling", pprof::switch_heap)
         .with_logging(level)
         .with_quit(quit)
 }
@@ -209,6 +215,9 @@ fn index() -> String {
     for (method, path, what) in [
         ("GET", "config_dump", "what this proxy knows: workloads, services, policies, pods, certificates, settings"),
         ("POST", "logging", "tells or changes log levels (?level=debug, ?level=module:trace, ?reset)"),
+        ("GET", "debug/pprof/profile", "where processor time goes, as gzipped pprof (?seconds=10, ?frequency=1000)"),
+        ("GET", "debug/pprof/heap", "what memory is held for, as gzipped pprof, once heap profiling is on"),
+        ("POST", "debug/pprof/heap/profiling", "turns heap profiling on or off (?activate=true, ?activate=false)"),
         ("POST", "quitquitquit", "ends the process as SIGTERM would"),
     ] {
         let _ = writeln!(page, "<tr><td>{method}</td><td><a href=\"{path}\">{path}</a></td><td>{what}</td></tr>");

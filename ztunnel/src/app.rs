@@ -84,7 +84,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     let inpod_metrics = InpodMetrics::default();
     inpod_metrics.register(&mut registry);
     aquifer_runtime::process::register(&mut registry);
-    register_build(&mut registry, config.node.istio_version.as_deref().unwrap_or("unknown"), config.workers);
+    register_build(&mut registry, config.node.istio_version.as_deref().unwrap_or("unknown"));
     let xds_metrics = ClientMetrics::register(&mut registry);
 
     let dns_block = config.dns.is_some().then(|| readiness.register("dns proxy"));
@@ -102,6 +102,9 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         on_demand: config.xds.on_demand.then(|| Arc::new(OnDemand::new(demander, control_tasks.clone()))),
     });
     let workers = Workers::start(config.workers, shared, metrics, data.clone())?;
+    // The data threads first, so that they have the numbers that their names say; control is the last.
+    let runtimes = workers.runtimes().chain([tokio::runtime::Handle::current()]);
+    aquifer_runtime::process::register_runtimes(&mut registry, runtimes);
     judge_again(changes_rx, workers.clone(), &control_tasks);
     cut_the_revoked(&revocations, workers.clone(), &control_tasks);
     // From here on each pod that is added gets its listeners before it is acknowledged.

@@ -20,6 +20,7 @@ pub mod admin;
 pub mod app;
 pub mod certs;
 pub mod config;
+pub mod descriptors;
 pub mod dns;
 pub mod inpod;
 pub mod mesh;

@@ -7,10 +7,18 @@ use aquifer_runtime::env::ProcessEnv;
 use aquifer_runtime::telemetry;
 use ztunnel::app;
 use ztunnel::config::{Config, MESH_FILE, Surroundings};
+use ztunnel::descriptors;
 
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Heap profiling can be turned on at the admin port; until then it costs next to nothing. A sample every 512 KiB.
+#[cfg(feature = "jemalloc")]
+#[allow(unsafe_code, non_upper_case_globals)]
+// SAFETY: jemalloc looks for a symbol of this name and type (jemalloc(3), TUNING), which nothing else defines.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static malloc_conf: &[u8; 46] = b"prof:true,prof_active:false,lg_prof_sample:19\0";
 
 fn main() -> ExitCode {
     // Istio's chart starts the proxy as `ztunnel proxy ztunnel`.
@@ -50,18 +58,9 @@ fn start() -> anyhow::Result<()> {
     aquifer_tls::provider::install(config.tls.policy);
     let level = telemetry.level.clone();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = config.workers, node = config.node.name, "ztunnel");
-    if let Err(error) = raise_descriptor_limit() {
-        tracing::warn!(%error, "the limit on open files stays as it is");
-    }
+    descriptors::raise_limit();
     // One thread is enough for control; data has threads of its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("control").build()?;
     runtime.block_on(app::run(config, level))
-}
-
-/// A connection takes two descriptors and more, and the soft limit is often 1024, for programs that use select(2).
-fn raise_descriptor_limit() -> nix::Result<()> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }

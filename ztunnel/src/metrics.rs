@@ -16,7 +16,7 @@ use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
 use aquifer_core::workload::Workload;
 use aquifer_runtime::metrics::Registry;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -95,10 +95,28 @@ struct TcpLabels {
     request_protocol: &'static str,
     response_flags: &'static str,
     connection_security_policy: &'static str,
-    source_region: Label,
-    source_zone: Label,
+    #[prometheus(flatten)]
+    source_locality: SourceLocality,
     destination_region: Label,
     destination_zone: Label,
+}
+
+/// Where the client is. Unlike the other labels these are left out when they aren't known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct SourceLocality {
+    region: Label,
+    zone: Label,
+}
+
+impl EncodeLabelSet for SourceLocality {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        for (name, label) in [("source_region", &self.region), ("source_zone", &self.zone)] {
+            if let Some(text) = &label.0 {
+                (name, &**text).encode(encoder.encode_label())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Between whom a connection is, as far as its counters care.
@@ -148,8 +166,10 @@ impl Parties {
             request_protocol: "tcp",
             response_flags,
             connection_security_policy: if self.source_identity.is_some() { "mutual_tls" } else { "unknown" },
-            source_region: of(s, |w| &w.locality.region),
-            source_zone: of(s, |w| &w.locality.zone),
+            source_locality: SourceLocality {
+                region: of(s, |w| &w.locality.region),
+                zone: of(s, |w| &w.locality.zone),
+            },
             destination_region: of(d, |w| &w.locality.region),
             destination_zone: of(d, |w| &w.locality.zone),
         }
@@ -435,14 +455,11 @@ impl InpodMetrics {
     }
 }
 
-/// Registers `istio_build` and the number of data threads.
-pub fn register_build(registry: &mut Registry, tag: &str, workers: usize) {
+/// Registers `istio_build`, and our own version beside it.
+pub fn register_build(registry: &mut Registry, tag: &str) {
     let build = Family::<BuildLabels, Gauge>::default();
     build.get_or_create(&BuildLabels { component: "ztunnel", tag: tag.to_owned() }).set(1);
     registry.register("istio_build", "Istio component build info", build);
-    let threads = Gauge::<i64, AtomicI64>::default();
-    threads.set(workers as i64);
-    registry.register("tokio_num_workers", "the number of worker threads used by the runtime", threads);
     let info = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("aquifer_build", "Build of this binary", info);
 }

@@ -8,12 +8,9 @@ use aquifer_runtime::metrics::encode;
 use super::*;
 use crate::testing;
 
-/// Names on the recorded page that aren't this crate's: the xDS client's, the DNS proxy's, and a runtime's that we
-/// don't use.
+/// Names on the recorded page that aren't this crate's: the xDS client's and the DNS proxy's.
 fn is_not_ours(name: &str) -> bool {
-    name.starts_with("istio_xds_")
-        || name.starts_with("istio_dns_")
-        || (name.starts_with("tokio_") && name != "tokio_num_workers")
+    name.starts_with("istio_xds_") || name.starts_with("istio_dns_")
 }
 
 fn recorded() -> String {
@@ -37,7 +34,9 @@ fn names_and_types_are_the_recorded_ones() {
     worker.closed(&worker.series(&parties), &parties, Some(Reason::PeerDenied));
     drop(metrics.socket_open(Reporter::Source));
     InpodMetrics::default().register(&mut registry);
-    register_build(&mut registry, "unknown", 2);
+    register_build(&mut registry, "unknown");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    aquifer_runtime::process::register_runtimes(&mut registry, [runtime.handle().clone()]);
     aquifer_runtime::process::register(&mut registry);
     let (ours, recorded) = (encode(&registry), recorded());
     let ours = types(&ours);
@@ -124,6 +123,29 @@ fn recorded_series_come_out_as_they_were() {
     assert_eq!(lines("istio_tcp_connections_closed_total"), closed);
     let failed: BTreeSet<String> = lines("istio_tcp_connections_failed_total");
     assert_eq!(failed, series("istio_tcp_connections_failed_total"));
+}
+
+#[test]
+fn where_an_unknown_client_is_is_not_said() {
+    let metrics = Arc::new(ProxyMetrics::default());
+    let worker = WorkerMetrics::new(metrics.clone());
+    let parties = Parties {
+        reporter: Reporter::Destination,
+        source: None,
+        source_identity: None,
+        destination: None,
+        service: None,
+    };
+    worker.series(&parties).opened();
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    let page = encode(&registry);
+    let line = page.lines().find(|line| line.starts_with("istio_tcp_connections_opened_total")).unwrap();
+    assert!(
+        line.contains(r#"source_workload="unknown""#) && line.contains(r#"destination_region="unknown""#),
+        "{line}"
+    );
+    assert!(!line.contains("source_region") && !line.contains("source_zone"), "{line}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::pod::Shared;
+use crate::descriptors;
 use crate::inpod::netns::Netns;
 use crate::records::Failure;
 use crate::socket;
@@ -143,6 +144,7 @@ pub async fn dial(
     loop {
         tries += 1;
         let made = netns.run(|| socket::upstream(destination, source, &shared.config.tcp)).flatten();
+        let made = made.and_then(|(socket, unspoofed)| descriptors::opened(&socket).map(|()| (socket, unspoofed)));
         let (socket, unspoofed) = made.map_err(|error| DialFailed { error, reason: Reason::ConnectFailed })?;
         if let Some(error) = unspoofed {
             if shared.config.original_source == socket::OriginalSource::Required {

@@ -25,6 +25,7 @@ use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
 use super::{inbound, outbound, passthrough};
 use crate::config;
+use crate::descriptors;
 use crate::dns::lookup::Resolver;
 use crate::dns::server::{self as dns_server, Local};
 use crate::dns::upstream::Upstream;
@@ -177,7 +178,14 @@ impl Pod {
                     drop(guard);
                 });
             };
-            if let Err(error) = aquifer_runtime::accept_loop(name, || listener.accept(), each, &pod.cancel).await {
+            let accept = async || {
+                descriptors::available().await;
+                let accepted = listener.accept().await?;
+                // This one is served still, from the reserve; those after it wait.
+                let _ = descriptors::opened(&accepted.0);
+                Ok(accepted)
+            };
+            if let Err(error) = aquifer_runtime::accept_loop(name, accept, each, &pod.cancel).await {
                 tracing::error!(pod = %pod.info, listener = name, %error, "listener stopped");
             }
         });

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use aquifer_hbone::Budget;
 use aquifer_runtime::Cancel;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
@@ -37,6 +38,8 @@ pub struct Workers {
 }
 
 struct Inner {
+    /// One per thread, in order.
+    runtimes: Vec<Handle>,
     senders: Vec<mpsc::UnboundedSender<Command>>,
     shared: Arc<Shared>,
     metrics: Arc<ProxyMetrics>,
@@ -46,18 +49,24 @@ struct Inner {
 impl Workers {
     /// Starts `count` threads. `cancel` ends the connections of all pods.
     pub fn start(count: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, cancel: Cancel) -> io::Result<Self> {
-        let mut senders = Vec::with_capacity(count);
+        let (mut senders, mut runtimes) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for index in 0..count {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (shared, metrics) = (shared.clone(), metrics.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtimes.push(runtime.handle().clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let _all_or_nothing = AbortOnPanic;
                 LocalSet::new().block_on(&runtime, Worker::new(shared, metrics).run(receiver));
             })?;
             senders.push(sender);
         }
-        Ok(Self { inner: Arc::new(Inner { senders, shared, metrics, cancel }) })
+        Ok(Self { inner: Arc::new(Inner { runtimes, senders, shared, metrics, cancel }) })
+    }
+
+    /// The runtimes of the threads, for metrics.
+    pub fn runtimes(&self) -> impl Iterator<Item = Handle> + '_ {
+        self.inner.runtimes.iter().cloned()
     }
 
     /// Begins to serve a pod on all workers: all of its listeners stand when this returns, or none.
