@@ -27,6 +27,8 @@ async fn the_dump_has_the_recorded_keys() {
     writer.update(|state| state.apply(aquifer_core::state::Update::Workload(web.clone())));
     let certs = CertManager::new();
     certs.want(&web.identity());
+    let netns = crate::inpod::netns::Netns::current().unwrap();
+    let upstream = crate::dns::upstream::Upstream::new(Vec::new(), netns, config.proxy.tcp, 1);
     let shared = crate::proxy::pod::Shared {
         config: config.proxy.clone(),
         state: state.clone(),
@@ -37,6 +39,8 @@ async fn the_dump_has_the_recorded_keys() {
         pool: Default::default(),
         warned_unspoofed: false.into(),
         dns: None,
+        names: crate::dns::lookup::Resolver::new(upstream, None, true),
+        on_demand: None,
     };
     let workers = Workers::start(1, shared.into(), Arc::default(), aquifer_runtime::Cancel::new()).unwrap();
     let pods = PodView::default();
@@ -66,7 +70,6 @@ async fn the_dump_has_the_recorded_keys() {
             "dnsResolverOpts",
             "fakeCa",
             "fakeSelfInbound",
-            "localhostAppTunnel",
             "proxyArgs",
             "proxyWorkloadInformation",
             "socks5Addr",

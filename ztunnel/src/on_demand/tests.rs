@@ -26,7 +26,8 @@ async fn answer(demands: &mut Demands, name: &str) {
 async fn a_key_is_known_once_it_was_answered() {
     let (on_demand, mut demands) = start();
     assert!(!on_demand.is_known(&key(1)));
-    let (asked, ()) = tokio::join!(on_demand.ask(&key(1)), answer(&mut demands, "net/198.19.0.1"));
+    let first = key(1);
+    let (asked, ()) = tokio::join!(on_demand.ask(&first), answer(&mut demands, "net/198.19.0.1"));
     assert_eq!(asked, Ok(()));
     assert!(on_demand.is_known(&key(1)) && !on_demand.is_known(&key(2)));
     let host = Key::Hostname(NamespacedHostname::new("shop", "web.example"));
@@ -50,7 +51,8 @@ async fn silence_is_an_error_after_five_seconds_and_makes_nothing_known() {
 #[tokio::test(start_paused = true)]
 async fn an_old_answer_is_renewed_by_one_while_all_go_by_it() {
     let (on_demand, mut demands) = start();
-    let _ = tokio::join!(on_demand.ask(&key(1)), answer(&mut demands, "net/198.19.0.1"));
+    let first = key(1);
+    let _ = tokio::join!(on_demand.ask(&first), answer(&mut demands, "net/198.19.0.1"));
     tokio::time::advance(FRESH - Duration::from_millis(1)).await;
     assert!(on_demand.is_known(&key(1)));
     assert!(demands.next().now_or_never().is_none(), "nobody asks yet");

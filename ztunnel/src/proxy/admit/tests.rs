@@ -150,6 +150,7 @@ async fn a_policy_that_never_comes_denies_when_its_time_is_up() {
         () = decided => {}
         () = give_up => unreachable!(),
     }
+    drop((early, late));
     assert_eq!(f.judge_again(), 1);
     let failure = open.cut().now_or_never().unwrap();
     assert_eq!((failure.reason, failure.policy.as_deref()), (Reason::PolicyChanged, Some("shop/never")));
