@@ -156,6 +156,8 @@ pub struct Tls {
 pub struct Proxy {
     /// `NODE_NAME`.
     pub node: String,
+    /// `TRUST_DOMAIN`, of pods that the control plane hasn't told us of.
+    pub trust_domain: String,
     /// `NETWORK`.
     pub network: Arc<str>,
     /// `PREFERED_SERVICE_NAMESPACE` (spelled so).

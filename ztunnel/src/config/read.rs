@@ -198,6 +198,7 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
     };
     Proxy {
         node: node.name.clone(),
+        trust_domain: node.trust_domain.clone(),
         network: node.network.as_str().into(),
         preferred_service_namespace: non_empty(vars, "PREFERED_SERVICE_NAMESPACE").map(Into::into),
         ipv6: vars.bool("IPV6_ENABLED", true),

@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::zds::{PodUid, Request, WorkloadInfo};
 
+/// After more retries than these, about ten seconds, a pod no longer counts against readiness.
+const PATIENCE: u32 = 2;
+
 /// A pod to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod<N> {
@@ -58,6 +61,8 @@ pub enum OutOfTurn {
 pub struct State<N> {
     running: BTreeMap<PodUid, Pod<N>>,
     pending: BTreeMap<PodUid, Pod<N>>,
+    /// How often a pod was tried again by ourselves and in vain, over all connections.
+    retries: BTreeMap<PodUid, u32>,
     /// Named on this connection so far; `None` once the snapshot is complete.
     snapshot: Option<BTreeSet<PodUid>>,
     /// Has any snapshot ever been completed?
@@ -66,7 +71,13 @@ pub struct State<N> {
 
 impl<N> Default for State<N> {
     fn default() -> Self {
-        Self { running: BTreeMap::new(), pending: BTreeMap::new(), snapshot: Some(BTreeSet::new()), synced: false }
+        Self {
+            running: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            snapshot: Some(BTreeSet::new()),
+            synced: false,
+        }
     }
 }
 
@@ -103,22 +114,28 @@ impl<N: Clone + Eq> State<N> {
     pub fn started(&mut self, pod: Pod<N>, ok: bool) {
         if ok {
             self.pending.remove(&pod.uid);
+            self.retries.remove(&pod.uid);
             self.running.insert(pod.uid.clone(), pod);
         } else {
             self.pending.insert(pod.uid.clone(), pod);
         }
     }
 
-    /// Pods whose start failed.
+    /// Pods whose start failed, to be tried again now.
     #[must_use]
-    pub fn retry(&self) -> Vec<Pod<N>> {
+    pub fn retry(&mut self) -> Vec<Pod<N>> {
+        for uid in self.pending.keys() {
+            *self.retries.entry(uid.clone()).or_default() += 1;
+        }
         self.pending.values().cloned().collect()
     }
 
-    /// May this node take pods? Once a snapshot was complete, and while nothing is pending.
+    /// May this node take pods? Once a snapshot was complete, and while nothing is pending. A pod that goes on failing
+    /// is tried on, but holds up nobody: one broken namespace must not stop a node, or the rollout of a new version.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.synced && self.pending.is_empty()
+        let hopeless = |uid| self.retries.get(uid).is_some_and(|&times| times > PATIENCE);
+        self.synced && self.pending.keys().all(hopeless)
     }
 
     /// Pods being served.
@@ -150,6 +167,7 @@ impl<N: Clone + Eq> State<N> {
 
     fn del(&mut self, uid: &PodUid) -> Work<N> {
         self.pending.remove(uid);
+        self.retries.remove(uid);
         let mut work = Work::default();
         match &mut self.snapshot {
             // Whether it is cut is the snapshot's to say, so that a Del that races with it isn't done twice.
@@ -170,6 +188,7 @@ impl<N: Clone + Eq> State<N> {
         for uid in &stop {
             self.running.remove(uid);
         }
+        self.retries.retain(|uid, _| named.contains(uid));
         Work { stop, start: None }
     }
 }

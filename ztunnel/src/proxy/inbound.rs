@@ -90,9 +90,7 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
 }
 
 async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Failure> {
-    let (_, workload) = pod.workload().await?;
-    let configs = pod.shared.certs.get(&workload.identity()).await;
-    let configs = configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))?;
+    let configs = pod.identity_configs().await?;
     let accept = TlsAcceptor::from(configs.server.clone()).accept(tcp);
     let tls = tokio::time::timeout(TLS_TIMEOUT, accept)
         .await

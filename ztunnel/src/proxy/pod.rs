@@ -1,6 +1,6 @@
 //! One pod on one worker: what all its connections share.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use aquifer_core::address::NetworkAddress;
 use aquifer_core::demand::Key;
+use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
 use aquifer_core::state::MeshState;
 use aquifer_core::store::Reader;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{Budget, Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
 use aquifer_runtime::{Cancel, Tracker};
-use aquifer_tls::{CertManager, PeerCertificate};
+use aquifer_tls::{CertManager, IdentityConfigs, PeerCertificate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
@@ -84,6 +85,8 @@ pub struct Pod {
     /// Whether the pod has redirection rules (all but our own).
     redirected: bool,
     removed: Cell<bool>,
+    /// The certificate of whom the agent says the pod is, while its workload isn't known.
+    named: RefCell<Option<Wanted>>,
     active: Rc<Active>,
 }
 
@@ -95,6 +98,25 @@ struct Active {
 }
 
 struct ActiveGuard(Rc<Active>);
+
+/// A certificate that is kept as long as this lives.
+struct Wanted {
+    certs: CertManager,
+    identity: Identity,
+}
+
+impl Wanted {
+    fn new(certs: &CertManager, identity: Identity) -> Self {
+        certs.want(&identity);
+        Self { certs: certs.clone(), identity }
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.certs.forget(&self.identity);
+    }
+}
 
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
@@ -131,6 +153,7 @@ impl Pod {
             budget,
             redirected: listeners.outbound.is_some(),
             removed: Cell::new(false),
+            named: RefCell::default(),
             active: Rc::default(),
         });
         let mut listeners = listeners.into_tokio()?;
@@ -218,6 +241,40 @@ impl Pod {
             found = tokio::time::timeout(WORKLOAD_WAIT, find) => {
                 found.map_err(|_| Failure::new(Reason::WorkloadUnknown, format!("unknown workload: {}", self.info)))
             }
+        }
+    }
+
+    /// With what the pod answers TLS: its workload's certificate. Until that one is known, the certificate of whom the
+    /// node agent says it is, so that callers are refused with a reason rather than by silence.
+    pub(super) async fn identity_configs(&self) -> Result<Arc<IdentityConfigs>, Failure> {
+        let certs = &self.shared.certs;
+        let by_workload = async {
+            let (_, workload) = self.workload().await?;
+            let configs = certs.get(&workload.identity()).await;
+            configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))
+        };
+        if self.find_in(&self.shared.state.load()).is_some() {
+            self.named.take();
+            return by_workload.await;
+        }
+        let WorkloadInfo { namespace, service_account, .. } = &self.info;
+        let identity = Identity::new(&*self.shared.config.trust_domain, &**namespace, &**service_account);
+        // Kept, or each caller would cost a certificate.
+        self.named.borrow_mut().get_or_insert_with(|| Wanted::new(certs, identity.clone()));
+        let by_name = async {
+            match certs.get(&identity).await {
+                Ok(configs) => configs,
+                // The authority may not know the pod either, or be of another trust domain.
+                Err(error) => {
+                    tracing::debug!(pod = %self.info, %error, "no certificate for a pod without workload");
+                    std::future::pending().await
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            by_workload = by_workload => by_workload,
+            by_name = by_name => Ok(by_name),
         }
     }
 

@@ -250,11 +250,14 @@ async fn what_is_pending_is_tried_every_five_seconds_without_the_agent() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    until("tries", &|| tries.lock().len() > 6 && script.is_finished()).await;
+    until("a first try", &|| tries.lock().len() > 1 && script.is_finished()).await;
+    assert!(!readiness.is_ready() || tries.lock().len() > 4, "a rollout waits for a while");
+    until("tries", &|| tries.lock().len() > 6).await;
     assert_eq!(f.metrics.pending.get(), 1);
-    assert!(!readiness.is_ready());
+    assert!(readiness.is_ready(), "one pod doesn't hold up a node for good");
     broken.lock().clear();
-    until("the pod is served", &|| readiness.is_ready()).await;
+    until("the pod is served", &|| f.metrics.pending.get() == 0).await;
+    assert!(readiness.is_ready());
     let _agent = script.join().unwrap();
     let retries: Vec<_> = tries.lock().split_off(2);
     for pair in retries.windows(2) {
