@@ -7,6 +7,7 @@
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
 //! revocation   a certificate that is no longer good
 //! churn        every process killed, in every order, under load
+//! restart      a proxy replaced or killed: nobody fails
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
 //! turning_on_strict  the guide of docs/operations.md, followed
 //! dns          names: who answers, and that applications see no difference
@@ -28,6 +29,7 @@ mod hostile;
 mod lifecycle;
 mod mint;
 mod mtls;
+mod restart;
 mod revocation;
 mod rotation;
 mod stalls;
