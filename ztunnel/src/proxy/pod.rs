@@ -204,8 +204,10 @@ impl Pod {
             let accept = async || {
                 descriptors::available().await;
                 let accepted = listener.accept().await?;
-                // This one is served still, from the reserve; those after it wait.
-                let _ = descriptors::opened(&accepted.0);
+                if descriptors::opened(&accepted.0).is_err() {
+                    // One too many: it is kept till it can be served, and those after it wait in the queue.
+                    descriptors::available().await;
+                }
                 Ok(accepted)
             };
             if let Err(error) = aquifer_runtime::accept_loop(name, accept, each, &pod.cancel).await {
