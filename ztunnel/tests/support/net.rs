@@ -103,7 +103,7 @@ impl Wire {
 }
 
 /// What the node agent lays in a pod.
-const RULES: &str = "
+pub(crate) const RULES: &str = "
 table inet istio-ambient-mangle {
   chain prerouting { type filter hook prerouting priority mangle;
     meta mark & 0xfff == 0x539 ct mark set 0x111; }
