@@ -15,6 +15,7 @@ struct Fake {
     ca: TestCa,
     gate: Semaphore,
     fail: parking_lot::Mutex<bool>,
+    refused: parking_lot::Mutex<Option<Identity>>,
     ttl: i64,
     calls: parking_lot::Mutex<Vec<Identity>>,
     running: AtomicUsize,
@@ -28,7 +29,7 @@ impl CaClient for FakeCa {
         fake.most.fetch_max(fake.running.fetch_add(1, SeqCst) + 1, SeqCst);
         fake.gate.acquire().await.unwrap().forget();
         fake.running.fetch_sub(1, SeqCst);
-        if *fake.fail.lock() {
+        if *fake.fail.lock() || fake.refused.lock().as_ref() == Some(identity) {
             return Err(BundleError::TooShort(0).into());
         }
         Ok(fake.ca.bundle(identity, fake.ttl))
@@ -46,6 +47,7 @@ fn bench(permits: usize) -> Bench {
         ca: TestCa::new(),
         gate: Semaphore::new(permits),
         fail: false.into(),
+        refused: None.into(),
         ttl: 24 * 3600,
         calls: Vec::new().into(),
         running: AtomicUsize::new(0),
@@ -146,6 +148,27 @@ async fn a_first_failure_is_retried_within_a_moment() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whose_certificate_cannot_be_had_is_reported_and_holds_up_nobody() {
+    let b = bench(1000);
+    *b.ca.0.refused.lock() = Some(server_id());
+    b.manager.want(&server_id());
+    let others: Vec<_> = (0..20).map(|n| Identity::new("cluster.local", "shop", format!("s{n}"))).collect();
+    others.iter().for_each(|other| b.manager.want(other));
+    settle().await;
+    assert!(others.iter().all(|other| b.manager.current(other).is_some()));
+    for status in b.manager.dump() {
+        let unavailable = matches!(status.state, CertState::Unavailable(_));
+        assert_eq!(unavailable, status.identity == server_id(), "{}", status.identity);
+    }
+    tokio::time::sleep(HOUR).await;
+    let tries = b.ca.0.calls.lock().iter().filter(|who| **who == server_id()).count();
+    assert!((20..60).contains(&tries), "{tries} in an hour: it is tried on, and not all the time");
+    *b.ca.0.refused.lock() = None;
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert!(b.manager.current(&server_id()).is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn eight_fetches_at_once() {
     let b = bench(0);
     for n in 0..30 {
@@ -240,7 +263,8 @@ async fn a_handshake_builds_nothing() {
         let (_, far) = shake(b.ca.0.ca.configs(&client_id(), 60).client_config(&[server_id()]), server.clone()).await;
         far.unwrap();
     }
-    tokio::time::sleep(13 * HOUR).await;
+    // Half of a day, and the jitter's tenth.
+    tokio::time::sleep(14 * HOUR).await;
     let renewed = b.manager.get(&server_id()).await.unwrap();
     assert!(!Arc::ptr_eq(&renewed.server, &server) && !Arc::ptr_eq(&renewed.client_config(&[client_id()]), &client));
 }
