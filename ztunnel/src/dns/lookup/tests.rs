@@ -42,7 +42,9 @@ impl Ask for &Script {
         let mut answer = Message::response(query.metadata.id, OpCode::Query);
         answer.add_query(query.queries[0].clone());
         match reply {
-            Records(records) => records.iter().for_each(|text| drop(answer.add_answer(record(text)))),
+            Records(records) => records.iter().for_each(|text| {
+                answer.add_answer(record(text));
+            }),
             Truncated => answer.metadata.truncation = true,
             Code(code) => answer.metadata.response_code = code,
             Silence => return Err(UpstreamError::Timeout),
