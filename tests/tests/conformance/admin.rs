@@ -41,10 +41,18 @@ async fn config_dump_keys() -> Result<()> {
     named.services = vec![("app/web.example".into(), vec![(80, 8080)])];
     world.push(&[service.resource(), named.resource()]).await?;
     let found = Match { namespaces: vec![Text::Exact("nobody")], ..Match::default() };
-    let policy = Policy { name: "p".into(), namespace: "app".into(), scope: 2, rules: vec![vec![vec![found]]], ..Policy::default() };
+    let policy = Policy {
+        name: "p".into(),
+        namespace: "app".into(),
+        scope: 2,
+        rules: vec![vec![vec![found]]],
+        ..Policy::default()
+    };
     world.push(&[policy.resource()]).await?;
     until("a certificate in the dump", async || {
-        Ok(world.config_dump().await?["certificates"].as_array().is_some_and(|list| list.iter().any(|c| c["state"] == "Available")))
+        Ok(world.config_dump().await?["certificates"]
+            .as_array()
+            .is_some_and(|list| list.iter().any(|c| c["state"] == "Available")))
     })
     .await?;
     let (own, recorded) = (world.config_dump().await?, serde_json::from_str::<serde_json::Value>(RECORDED_DUMP)?);
@@ -162,7 +170,6 @@ async fn ports_from_proxy_config() -> Result<()> {
 }
 
 /// 8.1: the profiles: a heap profile and a short CPU profile, as gzipped pprof.
-#[cfg(any())]
 #[tokio::test(flavor = "multi_thread")]
 async fn pprof() -> Result<()> {
     let (world, _) = world().await?;

@@ -228,7 +228,10 @@ async fn plugin_event() -> Result<()> {
     let socket = cluster.lab.state_dir().join("nodes/node1/pluginevent.sock");
     let post = async |path: &str, body: &str| -> Result<String> {
         let mut stream = tokio::net::UnixStream::connect(&socket).await?;
-        let head = format!("POST {path} HTTP/1.1\r\nHost: unix\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: unix\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
         stream.write_all(format!("{head}{body}").as_bytes()).await?;
         let mut answer = String::new();
         within("an answer", stream.read_to_string(&mut answer)).await??;

@@ -341,7 +341,6 @@ async fn large_response() -> Result<()> {
 }
 
 /// 5.5: on demand, the first Address request subscribes and unsubscribes `*`; Authorization stays wildcard.
-#[cfg(any())]
 #[tokio::test(flavor = "multi_thread")]
 async fn on_demand_first_requests() -> Result<()> {
     let mut stage = Stage::set()?;

@@ -46,7 +46,11 @@ impl Cluster {
         }
         cluster.lab.kill(Component::ztunnel("node1"), 9).await?;
         let gone = |status: &aquifer_lab::Status| {
-            status.components.iter().all(|c| c.component != Component::ztunnel("node1") || c.pid.is_none()).then_some(())
+            status
+                .components
+                .iter()
+                .all(|c| c.component != Component::ztunnel("node1") || c.pid.is_none())
+                .then_some(())
         };
         cluster.lab.wait_status("the proxy gone", Duration::from_secs(30), gone).await?;
         Ok(cluster)
@@ -91,7 +95,7 @@ pub(crate) enum Asked {
     Add { uid: String, name: String, namespace: String, service_account: String, netns: OwnedFd },
     Del(String),
     SnapshotSent,
-    Keep(String),
+    Keep,
 }
 
 /// Reads a packet as the contract has it, strictly.
@@ -126,7 +130,10 @@ pub(crate) fn parse(packet: Packet) -> Result<Asked> {
             ensure!(request.bytes(3).is_empty());
             Ok(Asked::SnapshotSent)
         }
-        [5] => Ok(Asked::Keep(request.message(5)?.string(1))),
+        [5] => {
+            ensure!(!request.message(5)?.string(1).is_empty(), "a Keep without uid");
+            Ok(Asked::Keep)
+        }
         _ => anyhow::bail!("a request with fields {numbers:?}"),
     }
 }

@@ -3,9 +3,6 @@
 //!
 //! `CONFORMANCE_ZTUNNEL=/path/to/ztunnel` puts another proxy to the same tests.
 
-// Not every test needs every part of the peer.
-#![allow(dead_code)]
-
 mod admin;
 mod agent;
 mod balancing;
@@ -13,9 +10,11 @@ mod bootstrap;
 mod ca;
 mod cluster;
 mod control;
+mod dns;
 mod inbound;
 mod outbound;
-mod rbac;
 mod peer;
+mod rbac;
+mod table;
 mod telemetry;
 mod zds;

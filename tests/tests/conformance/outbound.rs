@@ -46,7 +46,9 @@ impl Case {
     }
 
     /// Changes stage, `there` and its service, and adds resources.
-    async fn vary(change: impl FnOnce(&mut Stage, &mut Workload, &mut Service) -> Result<Vec<Resource>>) -> Result<Self> {
+    async fn vary(
+        change: impl FnOnce(&mut Stage, &mut Workload, &mut Service) -> Result<Vec<Resource>>,
+    ) -> Result<Self> {
         let mut stage = Stage::set()?;
         let (here, mut there) = (stage.local(2, "here")?, stage.remote(3, "there")?);
         endpoint_of(&mut there.workload, "web", &[(80, 8080)]);
@@ -142,7 +144,8 @@ async fn settings() -> Result<()> {
     let case = Case::start().await?;
     let _call = case.call((net::vip(1), 80)).await?;
     let accepted = case.server.accept().await?;
-    let mut settings = accepted.connection.frame("SETTINGS", |f| f.kind == h2::SETTINGS && !f.is_ack()).await?.settings();
+    let mut settings =
+        accepted.connection.frame("SETTINGS", |f| f.kind == h2::SETTINGS && !f.is_ack()).await?.settings();
     settings.sort_unstable();
     assert_eq!(settings, [(2, 0), (4, 256 * 1024), (5, 1024 * 1024), (6, 16 * 1024)]);
     Ok(())
@@ -175,7 +178,8 @@ async fn connect_headers() -> Result<()> {
     assert_eq!(names, [":authority", ":method", "baggage", "forwarded", "traceparent"]);
     assert_eq!(hpack::value(&headers, ":method"), Some("CONNECT"));
     assert_eq!(authority(&headers), "198.18.1.3:8080");
-    let baggage = "k8s.cluster.name=Kubernetes,k8s.namespace.name=app,k8s.pod.name=here,service.name=here-app,service.version=v7";
+    let baggage =
+        "k8s.cluster.name=Kubernetes,k8s.namespace.name=app,k8s.pod.name=here,service.name=here-app,service.version=v7";
     assert_eq!(hpack::value(&headers, "baggage"), Some(baggage));
     assert_eq!(hpack::value(&headers, "forwarded"), Some(format!("for=\"{caller}\";host=web.example").as_str()));
     let trace = hpack::value(&headers, "traceparent").context("a traceparent")?.to_owned();
@@ -203,7 +207,8 @@ async fn server_identity() -> Result<()> {
     endpoint_of(&mut there.workload, "web", &[(80, 8080)]);
     endpoint_of(&mut there.workload, "named", &[(80, 8080)]);
     let named = Service { subject_alt_names: vec![other.into()], ..service("named", 2) };
-    let resources = [here.workload.resource(), there.workload.resource(), service("web", 1).resource(), named.resource()];
+    let resources =
+        [here.workload.resource(), there.workload.resource(), service("web", 1).resource(), named.resource()];
     let world = World::start(stage, &[&here], &resources).await?;
     let own = world.stage.ca.workload(other)?;
     let server = Server::bind(&there.netns, there.at(15008), own)?;
@@ -447,7 +452,8 @@ async fn target_ports() -> Result<()> {
 /// address as called, and the waypoint must be who it is.
 async fn through_a_waypoint(gateway: Gateway) -> Result<()> {
     let stage = Stage::set()?;
-    let (here, mut there, mut waypoint) = (stage.local(2, "here")?, stage.remote(3, "there")?, stage.remote(4, "waypoint")?);
+    let (here, mut there, mut waypoint) =
+        (stage.local(2, "here")?, stage.remote(3, "there")?, stage.remote(4, "waypoint")?);
     endpoint_of(&mut there.workload, "web", &[(80, 8080)]);
     endpoint_of(&mut waypoint.workload, "wp", &[(15008, 15008)]);
     waypoint.workload.tunnel_protocol = 0;
@@ -554,8 +560,12 @@ async fn workload_waypoint() -> Result<()> {
     let (here, mut there, waypoint) = (stage.local(2, "here")?, stage.remote(3, "there")?, stage.local(4, "waypoint")?);
     endpoint_of(&mut there.workload, "web", &[(80, 8080)]);
     there.workload.waypoint = Some(Gateway::Ip(net::ipv4(4), 15008));
-    let resources =
-        [here.workload.resource(), there.workload.resource(), waypoint.workload.resource(), service("web", 1).resource()];
+    let resources = [
+        here.workload.resource(),
+        there.workload.resource(),
+        waypoint.workload.resource(),
+        service("web", 1).resource(),
+    ];
     // The waypoint's own pod is captured, but its 15008 is played by the test.
     let world = World::start(stage, &[&here], &resources).await?;
     let at_waypoint = world.serve(&waypoint)?;
@@ -589,7 +599,12 @@ async fn waypoint_calls_directly() -> Result<()> {
 async fn service_before_workload() -> Result<()> {
     let case = Case::vary(|_, _, web| {
         web.addresses.push(net::ipv4(77));
-        let both = Workload { name: "both".into(), namespace: "app".into(), addresses: vec![net::ipv4(77)], ..Workload::default() };
+        let both = Workload {
+            name: "both".into(),
+            namespace: "app".into(),
+            addresses: vec![net::ipv4(77)],
+            ..Workload::default()
+        };
         Ok(vec![both.resource()])
     })
     .await?;
@@ -609,11 +624,11 @@ async fn ranges() -> Result<()> {
         for (name, port) in [("wide", 1001), ("narrow", 1002), ("exact", 1003)] {
             endpoint_of(there, name, &[(80, port)]);
         }
-        Ok(vec![ranged("wide", 64, 26, 1001).resource(), ranged("narrow", 96, 28, 1002).resource(), Service {
-            ports: vec![(80, 1003)],
-            ..service("exact", 97)
-        }
-        .resource()])
+        Ok(vec![
+            ranged("wide", 64, 26, 1001).resource(),
+            ranged("narrow", 96, 28, 1002).resource(),
+            Service { ports: vec![(80, 1003)], ..service("exact", 97) }.resource(),
+        ])
     })
     .await?;
     let mut accepted = None;
@@ -715,7 +730,13 @@ async fn other_networks_and_host_network() -> Result<()> {
             tunnel_protocol: 1,
             ..Workload::default()
         };
-        let host = Workload { name: "host".into(), network: String::new(), addresses: vec![net::ipv4(41)], host_network: true, ..far.clone() };
+        let host = Workload {
+            name: "host".into(),
+            network: String::new(),
+            addresses: vec![net::ipv4(41)],
+            host_network: true,
+            ..far.clone()
+        };
         Ok(vec![far.resource(), host.resource()])
     })
     .await?;

@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::peer::net;
 use crate::peer::tunnel::Client;
 use crate::peer::wds::{ADDRESS, AUTHORIZATION, Match, Policy, Rule, Text};
-use crate::peer::world::{App, Pod, Stage, World, greeted, greeting};
 use crate::peer::within;
+use crate::peer::world::{App, Pod, Stage, World, greeted, greeting};
 
 struct Case {
     world: World,
@@ -151,16 +151,8 @@ async fn structure() -> Result<()> {
         ("clauses are ANDed: one fails", allow(vec![vec![vec![me()], vec![port(1)]]]), NOBODY),
         ("clauses are ANDed: all hold", allow(vec![vec![vec![me()], vec![port(8080)]]]), MESH),
         ("matches are ORed", allow(vec![vec![vec![stranger(), me()]]]), MESH),
-        (
-            "fields are ANDed",
-            allow(one(Match { destination_ports: vec![1], ..me() })),
-            NOBODY,
-        ),
-        (
-            "values are ORed",
-            allow(one(Match { destination_ports: vec![1, 8080], ..Match::default() })),
-            BOTH,
-        ),
+        ("fields are ANDed", allow(one(Match { destination_ports: vec![1], ..me() })), NOBODY),
+        ("values are ORed", allow(one(Match { destination_ports: vec![1, 8080], ..Match::default() })), BOTH),
     ] {
         assert_eq!(case.tried(vec![inert(), policy], 8080).await?, expected, "{what}");
     }
@@ -181,9 +173,17 @@ async fn fields() -> Result<()> {
         ("principal, prefix", Match { principals: texts(Text::Prefix("cluster.local/ns/app/")), ..of() }, MESH),
         ("principal, suffix", Match { principals: texts(Text::Suffix("/sa/sa-there")), ..of() }, MESH),
         ("principal, presence", Match { principals: texts(Text::Presence), ..of() }, MESH),
-        ("principal with spiffe://", Match { principals: texts(Text::Exact("spiffe://cluster.local/ns/app/sa/sa-there")), ..of() }, NOBODY),
+        (
+            "principal with spiffe://",
+            Match { principals: texts(Text::Exact("spiffe://cluster.local/ns/app/sa/sa-there")), ..of() },
+            NOBODY,
+        ),
         ("principal, another prefix", Match { principals: texts(Text::Prefix("cluster.local/ns/b")), ..of() }, NOBODY),
-        ("not principal, presence: plaintext callers alone", Match { not_principals: texts(Text::Presence), ..of() }, PLAIN),
+        (
+            "not principal, presence: plaintext callers alone",
+            Match { not_principals: texts(Text::Presence), ..of() },
+            PLAIN,
+        ),
         ("not principal, exact", Match { not_principals: texts(Text::Exact(ME)), ..of() }, PLAIN),
         ("not principal, another", Match { not_principals: texts(Text::Exact("x")), ..of() }, BOTH),
         ("namespace, exact", Match { namespaces: texts(Text::Exact("app")), ..of() }, MESH),
@@ -191,7 +191,11 @@ async fn fields() -> Result<()> {
         ("namespace, suffix", Match { namespaces: texts(Text::Suffix("pp")), ..of() }, MESH),
         ("namespace, presence", Match { namespaces: texts(Text::Presence), ..of() }, MESH),
         ("namespace, another", Match { namespaces: texts(Text::Exact("b")), ..of() }, NOBODY),
-        ("not namespace: no identity is the empty namespace", Match { not_namespaces: texts(Text::Exact("app")), ..of() }, PLAIN),
+        (
+            "not namespace: no identity is the empty namespace",
+            Match { not_namespaces: texts(Text::Exact("app")), ..of() },
+            PLAIN,
+        ),
         ("not namespace, presence", Match { not_namespaces: texts(Text::Presence), ..of() }, PLAIN),
         ("service account", Match { service_accounts: vec![("app", "sa-there")], ..of() }, MESH),
         ("service account of another namespace", Match { service_accounts: vec![("b", "sa-there")], ..of() }, NOBODY),
@@ -211,7 +215,11 @@ async fn fields() -> Result<()> {
         ("port, another", Match { destination_ports: vec![9090], ..of() }, NOBODY),
         ("not port", Match { not_destination_ports: vec![8080], ..of() }, NOBODY),
         ("not port, another", Match { not_destination_ports: vec![9090], ..of() }, BOTH),
-        ("a value and its negation", Match { principals: texts(Text::Presence), not_principals: texts(Text::Exact(ME)), ..of() }, NOBODY),
+        (
+            "a value and its negation",
+            Match { principals: texts(Text::Presence), not_principals: texts(Text::Exact(ME)), ..of() },
+            NOBODY,
+        ),
     ] {
         let allowed = case.tried(vec![inert(), allow(one(found.clone()))], 8080).await?;
         assert_eq!(allowed, expected, "ALLOW {what}");
@@ -310,15 +318,30 @@ async fn missing_policy_denies() -> Result<()> {
     case.world.remove(AUTHORIZATION, &["app/named".into()]).await?;
     let client = case.world.dial(&case.there, &case.here).await?;
     assert_eq!(client.status("198.18.1.2:8080").await?, "401");
+    // One that comes when the wait is over is refused at once, and told why.
+    let begin = Instant::now();
+    assert_eq!(client.status("198.18.1.2:8080").await?, "401");
+    ensure!(begin.elapsed() < Duration::from_secs(1), "after {:?}", begin.elapsed());
     case.world.ztunnel.lines(&["\taccess\t", "reason=\"policy_unknown\""], 1).await?;
     case.world.push(&[inert().resource()]).await?;
     assert_eq!(client.status("198.18.1.2:8080").await?, "200");
     Ok(())
 }
 
+/// The same: the one that waited is told that too, not that a policy changed.
+#[cfg(any())]
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_policy_is_the_reason() -> Result<()> {
+    let mut case = Case::start().await?;
+    case.world.remove(AUTHORIZATION, &["app/named".into()]).await?;
+    let client = case.world.dial(&case.there, &case.here).await?;
+    assert_eq!(client.status("198.18.1.2:8080").await?, "401");
+    case.world.ztunnel.lines(&["\taccess\t", "reason=\"policy_unknown\""], 1).await?;
+    Ok(())
+}
+
 /// Trap 9: the real control plane sends Address before Authorization: a policy that comes half a second after the
 /// workload that names it cuts nothing and refuses nobody whom it allows.
-#[cfg(any())]
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_that_comes_late() -> Result<()> {
     let mut case = Case::start().await?;
@@ -328,7 +351,12 @@ async fn policy_that_comes_late() -> Result<()> {
     let mut workload = case.here.workload.clone();
     workload.policies.push("app/late".into());
     case.world.ads.accepted(ADDRESS, &[workload.resource()], &[]).await?;
-    let late = Policy { name: "late".into(), rules: one(Match { principals: vec![Text::Exact(ME)], ..Match::default() }), deny: false, ..inert() };
+    let late = Policy {
+        name: "late".into(),
+        rules: one(Match { principals: vec![Text::Exact(ME)], ..Match::default() }),
+        deny: false,
+        ..inert()
+    };
     let calls = async {
         let mut statuses = Vec::new();
         for _ in 0..20 {

@@ -149,24 +149,27 @@ async fn unknown_values() -> Result<()> {
     let outside = case.world.stage.wire.pod(50)?;
     ensure!(greeted(&outside, case.near.at(8080)).await?.is_some());
     let mine = ["reporter=\"destination\"", "source_workload=\"unknown\"", "connection_security_policy=\"unknown\""];
-    until("a counted call", async || Ok(case.world.metric("istio_tcp_connections_closed_total", &mine).await? == 1.0)).await?;
+    until("a counted call", async || Ok(case.world.metric("istio_tcp_connections_closed_total", &mine).await? == 1.0))
+        .await?;
     let text = case.world.metrics().await?;
     let sample = text.lines().find(|line| mine.iter().all(|label| line.contains(label))).context("a sample")?;
-    for name in ["source_principal", "source_workload_namespace", "source_canonical_service", "source_app", "source_cluster"] {
+    for name in
+        ["source_principal", "source_workload_namespace", "source_canonical_service", "source_app", "source_cluster"]
+    {
         ensure!(sample.contains(&format!("{name}=\"unknown\"")), "{name} in {sample}");
     }
     Ok(())
 }
 
 /// 8.2: regions and zones are labels only if known.
-#[cfg(any())]
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_regions_are_left_out() -> Result<()> {
     let case = Case::start().await?;
     let outside = case.world.stage.wire.pod(50)?;
     ensure!(greeted(&outside, case.near.at(8080)).await?.is_some());
     let mine = ["reporter=\"destination\"", "source_workload=\"unknown\""];
-    until("a counted call", async || Ok(case.world.metric("istio_tcp_connections_closed_total", &mine).await? == 1.0)).await?;
+    until("a counted call", async || Ok(case.world.metric("istio_tcp_connections_closed_total", &mine).await? == 1.0))
+        .await?;
     let text = case.world.metrics().await?;
     let sample = text.lines().find(|line| mine.iter().all(|label| line.contains(label))).context("a sample")?;
     ensure!(!labels(sample).contains(&"source_region".to_owned()), "{sample}");
@@ -207,14 +210,23 @@ async fn response_flags() -> Result<()> {
         until("CONNECT", async || counted(&[reporter, "response_flags=\"CONNECT\""]).await).await?;
     }
     // A policy refuses everybody.
-    let deny = Policy { name: "deny".into(), namespace: "app".into(), scope: 1, deny: true, rules: vec![vec![]], ..Policy::default() };
+    let deny = Policy {
+        name: "deny".into(),
+        namespace: "app".into(),
+        scope: 1,
+        deny: true,
+        rules: vec![vec![]],
+        ..Policy::default()
+    };
     let mut case = case;
     case.world.push(&[deny.resource()]).await?;
     ensure!(greeted(&case.here.netns, (net::vip(1), 80).into()).await?.is_none());
     until("DENY", async || {
         let text = case.world.metrics().await?;
         let labels = ["reporter=\"destination\"", "response_flags=\"DENY\""];
-        Ok(sum(&text, "istio_tcp_connections_failed_total", &labels) + sum(&text, "istio_tcp_connections_closed_total", &labels) >= 1.0)
+        Ok(sum(&text, "istio_tcp_connections_failed_total", &labels)
+            + sum(&text, "istio_tcp_connections_closed_total", &labels)
+            >= 1.0)
     })
     .await
 }
@@ -229,7 +241,10 @@ async fn response_flags_of_tls_and_identity() -> Result<()> {
     let server = crate::peer::tunnel::Server::bind(&there.netns, there.at(15008), own)?;
     let flagged = async |world: &World, flag: &str| {
         let flag = format!("response_flags=\"{flag}\"");
-        until(&flag, async || Ok(world.metric("istio_tcp_connections_failed_total", &["reporter=\"source\"", &flag]).await? >= 1.0)).await
+        until(&flag, async || {
+            Ok(world.metric("istio_tcp_connections_failed_total", &["reporter=\"source\"", &flag]).await? >= 1.0)
+        })
+        .await
     };
     let call = greeted(&here.netns, there.at(8080));
     let (answer, _) = tokio::join!(call, server.accept());
@@ -303,7 +318,10 @@ async fn access_line_of_plaintext() -> Result<()> {
     ensure!(greeted(&outside, case.near.at(8080)).await?.is_some());
     let line = case.world.ztunnel.lines(&["\taccess\t", "direction=\"inbound\""], 1).await?.remove(0);
     let keys = keys(&line);
-    ensure!(keys.first().map(String::as_str) == Some("src.addr") && line.contains("dst.addr=198.18.1.3:8080"), "{line}");
+    ensure!(
+        keys.first().map(String::as_str) == Some("src.addr") && line.contains("dst.addr=198.18.1.3:8080"),
+        "{line}"
+    );
     for absent in ["src.identity", "dst.identity", "dst.hbone_addr", "src.workload"] {
         ensure!(!keys.contains(&absent.to_owned()), "{absent} in {line}");
     }
@@ -316,9 +334,11 @@ async fn access_line_of_plaintext() -> Result<()> {
 async fn access_lines_of_failures() -> Result<()> {
     let case = Case::start().await?;
     ensure!(greeted(&case.here.netns, (net::vip(1), 81).into()).await?.is_none());
-    let inbound = case.world.ztunnel.lines(&["\terror\taccess\tconnection complete\t", "direction=\"inbound\""], 1).await?;
+    let inbound =
+        case.world.ztunnel.lines(&["\terror\taccess\tconnection complete\t", "direction=\"inbound\""], 1).await?;
     ensure!(inbound[0].contains("error=\"connection failed: Connection refused (os error 111)\""), "{inbound:?}");
-    let outbound = case.world.ztunnel.lines(&["\terror\taccess\tconnection complete\t", "direction=\"outbound\""], 1).await?;
+    let outbound =
+        case.world.ztunnel.lines(&["\terror\taccess\tconnection complete\t", "direction=\"outbound\""], 1).await?;
     ensure!(outbound[0].contains("error=\"http status: 503 Service Unavailable\""), "{outbound:?}");
     for line in [&inbound[0], &outbound[0]] {
         let keys = keys(line);
@@ -333,12 +353,21 @@ async fn access_lines_of_failures() -> Result<()> {
 async fn access_lines_of_a_refusal() -> Result<()> {
     let mut case = Case::start().await?;
     let nobody = Match { principals: vec![Text::Exact("nobody")], ..Match::default() };
-    let allow = Policy { name: "allow".into(), namespace: "app".into(), scope: 1, rules: vec![vec![vec![nobody]]], ..Policy::default() };
+    let allow = Policy {
+        name: "allow".into(),
+        namespace: "app".into(),
+        scope: 1,
+        rules: vec![vec![vec![nobody]]],
+        ..Policy::default()
+    };
     case.world.push(&[allow.resource()]).await?;
     ensure!(greeted(&case.here.netns, (net::vip(1), 80).into()).await?.is_none());
     let refused = "connection closed due to policy rejection: allow policies exist, but none allowed";
     case.world.ztunnel.lines(&["\terror\taccess\t", "direction=\"inbound\"", refused], 1).await?;
-    case.world.ztunnel.lines(&["\terror\taccess\t", "direction=\"outbound\"", "http status: 401 Unauthorized"], 1).await?;
+    case.world
+        .ztunnel
+        .lines(&["\terror\taccess\t", "direction=\"outbound\"", "http status: 401 Unauthorized"], 1)
+        .await?;
     Ok(())
 }
 
@@ -360,17 +389,26 @@ async fn json_lines() -> Result<()> {
     let line = case.world.ztunnel.lines(&["\"scope\":\"access\"", "\"direction\":\"outbound\""], 1).await?.remove(0);
     let order = |line: &str| {
         let parsed: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).expect("JSON");
-        let mut keys: Vec<(usize, String, bool)> =
-            parsed.iter().map(|(key, value)| (line.find(&format!("\"{key}\":")).expect("the key"), key.clone(), value.is_number())).collect();
+        let mut keys: Vec<(usize, String, bool)> = parsed
+            .iter()
+            .map(|(key, value)| (line.find(&format!("\"{key}\":")).expect("the key"), key.clone(), value.is_number()))
+            .collect();
         keys.sort();
         keys.into_iter().map(|(_, key, number)| (key, number)).collect::<Vec<_>>()
     };
     let recorded = RECORDED_JSON
         .lines()
-        .find(|line| line.contains("\"direction\":\"outbound\"") && line.contains("dst.hbone_addr") && !line.contains("\"error\""))
+        .find(|line| {
+            line.contains("\"direction\":\"outbound\"")
+                && line.contains("dst.hbone_addr")
+                && !line.contains("\"error\"")
+        })
         .context("a recorded line")?;
     assert_eq!(order(&line), order(recorded));
-    ensure!(line.starts_with("{\"level\":\"info\",\"time\":\"") && line.contains("\"bytes_sent\":3,\"bytes_recv\":14,"), "{line}");
+    ensure!(
+        line.starts_with("{\"level\":\"info\",\"time\":\"") && line.contains("\"bytes_sent\":3,\"bytes_recv\":14,"),
+        "{line}"
+    );
     Ok(())
 }
 
@@ -387,7 +425,6 @@ async fn build_and_process() -> Result<()> {
 }
 
 /// 8.2: the runtime's metrics by their recorded names.
-#[cfg(any())]
 #[tokio::test(flavor = "multi_thread")]
 async fn runtime_metrics() -> Result<()> {
     let case = Case::start().await?;
@@ -413,7 +450,10 @@ async fn metric_types() -> Result<()> {
     ensure!(greeted(&case.here.netns, (net::vip(1), 81).into()).await?.is_none());
     case.world.ztunnel.lines(&["\terror\taccess\t"], 2).await?;
     let text = case.closed(1.0).await?;
-    for line in RECORDED.lines().filter(|line| line.starts_with("# TYPE ") && !line.contains("istio_dns") && !line.contains("tokio_")) {
+    for line in RECORDED
+        .lines()
+        .filter(|line| line.starts_with("# TYPE ") && !line.contains("istio_dns") && !line.contains("tokio_"))
+    {
         ensure!(text.lines().any(|own| own == line), "{line}");
     }
     Ok(())

@@ -71,10 +71,6 @@ impl Call {
         Ender(self.stream.sender())
     }
 
-    pub(crate) fn reset(&self, code: u32) {
-        self.stream.reset(code);
-    }
-
     /// The caller has said all.
     pub(crate) fn half_close(&self) {
         self.stream.data(&[], true);

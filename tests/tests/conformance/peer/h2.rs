@@ -82,10 +82,10 @@ pub(crate) enum Event {
 struct Shared {
     frames: Mutex<Vec<Frame>>,
     streams: Mutex<HashMap<u32, mpsc::UnboundedSender<Event>>>,
-    /// Credit is not given back while set.
-    stalled: AtomicBool,
     /// PINGs are not answered while set.
     mute: AtomicBool,
+    /// Nothing more will be read.
+    ended: AtomicBool,
 }
 
 /// One end of a connection.
@@ -132,6 +132,7 @@ impl Connection {
             let shared = Arc::clone(&reader.shared);
             // How it ended shows in what the streams get: nothing more.
             let _ = reader.run(expect_preface).await;
+            shared.ended.store(true, Ordering::SeqCst);
             shared.streams.lock().clear();
         });
         Self { out, shared, incoming, count, next: AtomicU32::new(next), _tasks: tasks }
@@ -158,11 +159,6 @@ impl Connection {
 
     pub(crate) fn send(&self, frame: &Frame) {
         let _ = self.out.send(Out::Bytes(frame.bytes()));
-    }
-
-    /// Stops giving credit back for what arrives.
-    pub(crate) fn stall(&self) {
-        self.shared.stalled.store(true, Ordering::Relaxed);
     }
 
     /// Stops answering PINGs.
@@ -195,10 +191,6 @@ impl Connection {
     pub(crate) async fn closed(&self) -> Result<()> {
         let mut count = self.count.clone();
         within("the connection's end", async move { while count.changed().await.is_ok() {} }).await
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.count.has_changed().is_err()
     }
 }
 
@@ -322,7 +314,7 @@ impl<T: Io> Reader<T> {
             DATA => {
                 ensure!(frame.flags & 8 == 0, "padding is not read");
                 let end = frame.ends_stream();
-                if !frame.payload.is_empty() && !self.shared.stalled.load(Ordering::Relaxed) {
+                if !frame.payload.is_empty() {
                     let credit = (frame.payload.len() as u32).to_be_bytes().to_vec();
                     for stream in [0, frame.stream] {
                         let update = Frame { kind: WINDOW_UPDATE, flags: 0, stream, payload: credit.clone() };
@@ -371,7 +363,12 @@ impl<T: Io> Reader<T> {
 
 fn new_stream(id: u32, out: &mpsc::UnboundedSender<Out>, shared: &Arc<Shared>) -> Stream {
     let (owner, events) = mpsc::unbounded_channel();
-    shared.streams.lock().insert(id, owner);
+    let mut streams = shared.streams.lock();
+    // On a connection that has ended the stream reads as ended at once.
+    if !shared.ended.load(Ordering::SeqCst) {
+        streams.insert(id, owner);
+    }
+    drop(streams);
     Stream { sender: Sender { id, out: out.clone() }, events }
 }
 

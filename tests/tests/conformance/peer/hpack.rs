@@ -157,7 +157,8 @@ impl Decoder {
     }
 
     fn evict(&mut self) {
-        let size = |table: &VecDeque<(String, String)>| table.iter().map(|(n, v)| n.len() + v.len() + 32).sum::<usize>();
+        let size =
+            |table: &VecDeque<(String, String)>| table.iter().map(|(n, v)| n.len() + v.len() + 32).sum::<usize>();
         while size(&self.table) > self.limit {
             self.table.pop_back();
         }

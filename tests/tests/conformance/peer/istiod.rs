@@ -69,7 +69,6 @@ struct Shared {
 /// The running control plane.
 #[derive(Debug)]
 pub(crate) struct Istiod {
-    pub(crate) ca: Arc<Ca>,
     shared: Arc<Shared>,
     config: Arc<Mutex<Arc<ServerConfig>>>,
     streams: mpsc::UnboundedReceiver<Ads>,
@@ -103,7 +102,7 @@ impl Istiod {
             let connections = Arc::clone(&connections);
             tasks.spawn(async move { serve.accept(listener, &connections).await });
         }
-        Ok(Self { ca, shared, config, streams, connections, _tasks: tasks })
+        Ok(Self { shared, config, streams, connections, _tasks: tasks })
     }
 
     /// Shows another certificate from now on.
@@ -322,9 +321,5 @@ impl Ads {
     /// Ends the stream with a status.
     pub(crate) fn finish(&self, status: &Status) {
         self.call.finish(status.code, &status.message);
-    }
-
-    pub(crate) fn reset(&self, code: u32) {
-        self.call.reset(code);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub(crate) mod dns;
 pub(crate) mod grpc;
 pub(crate) mod h2;
 pub(crate) mod hello;

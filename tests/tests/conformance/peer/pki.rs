@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -240,8 +240,7 @@ impl Tls {
     /// A server that asks for a client certificate, or one that does not.
     pub(crate) fn server(&self, own: Certified, ask: bool) -> Result<(ServerConfig, Arc<Looking>)> {
         let looking = Arc::new(Looking::default());
-        let builder =
-            ServerConfig::builder_with_provider(self.provider()).with_protocol_versions(&self.versions)?;
+        let builder = ServerConfig::builder_with_provider(self.provider()).with_protocol_versions(&self.versions)?;
         let builder = match ask {
             true => builder.with_client_cert_verifier(Arc::clone(&looking) as Arc<_>),
             false => builder.with_no_client_auth(),

@@ -1,7 +1,6 @@
 //! The binary on trial, in a namespace, with a folder and an environment of its own.
 
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
@@ -9,6 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::block_in_place;
@@ -39,7 +40,9 @@ pub(crate) fn build() {
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        command
+            .args(["build", "--quiet", "--workspace", "--bins"])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         assert!(command.status().expect("cargo to run").success(), "cargo build of the binaries");
     });
 }
@@ -48,6 +51,19 @@ pub(crate) fn build() {
 fn target() -> PathBuf {
     let own = std::env::current_exe().expect("the test's own path");
     own.ancestors().nth(2).expect("target/debug above the test").to_owned()
+}
+
+/// Gives the thread, and what it starts, the resolver's files of the folder in a mount namespace of its own.
+fn mount_resolver(folder: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    for file in ["resolv.conf", "hosts"] {
+        if folder.join(file).exists() {
+            mount(Some(&folder.join(file)), &Path::new("/etc").join(file), none, MsFlags::MS_BIND, none)?;
+        }
+    }
+    Ok(())
 }
 
 /// A running process. It is killed when this is dropped, and dies with the test.
@@ -61,7 +77,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(binary: &Path, netns: &Netns, folder: &Path, log: &str, env: &[(String, String)]) -> Result<Self> {
+    pub(crate) fn start(
+        binary: &Path,
+        netns: &Netns,
+        folder: &Path,
+        log: &str,
+        env: &[(String, String)],
+    ) -> Result<Self> {
         let log = folder.join(log);
         let out = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new("setpriv");
@@ -71,10 +93,11 @@ impl Process {
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let (started, start) = mpsc::channel();
         let (end, ended) = mpsc::channel();
-        let netns = netns.clone();
+        let (netns, folder) = (netns.clone(), folder.to_owned());
         let keeper = std::thread::spawn(move || {
             let mut run = move || -> Result<()> {
-                nix::sched::setns(netns.fd(), nix::sched::CloneFlags::CLONE_NEWNET)?;
+                setns(netns.fd(), CloneFlags::CLONE_NEWNET)?;
+                mount_resolver(&folder)?;
                 let mut child = command.spawn().context("setpriv")?;
                 let _ = started.send(child.id());
                 let _ = end.send(child.wait()?);
@@ -86,10 +109,6 @@ impl Process {
         let pid = start.recv().context("the process did not start")?;
         let pid = Pid::from_raw(i32::try_from(pid)?);
         Ok(Self { pid, log, ended, status: None, keeper: Some(keeper) })
-    }
-
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid.as_raw()
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
@@ -109,7 +128,8 @@ impl Process {
         if let Some(status) = self.try_wait() {
             return Ok(status);
         }
-        let status = block_in_place(|| self.ended.recv_timeout(DEADLINE)).map_err(|_| anyhow!("the process goes on"))?;
+        let status =
+            block_in_place(|| self.ended.recv_timeout(DEADLINE)).map_err(|_| anyhow!("the process goes on"))?;
         self.status = Some(status);
         Ok(status)
     }
@@ -152,9 +172,4 @@ impl Drop for Process {
             eprintln!("--- {}\n{output}", self.log.display());
         }
     }
-}
-
-/// How a process that failed by itself shows.
-pub(crate) fn failed(status: ExitStatus) -> bool {
-    status.signal().is_none() && status.code() != Some(0)
 }

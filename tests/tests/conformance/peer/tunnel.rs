@@ -20,7 +20,6 @@ use super::within;
 pub(crate) struct Client {
     pub(crate) connection: Connection,
     pub(crate) peer: Vec<CertificateDer<'static>>,
-    pub(crate) local: SocketAddr,
     pub(crate) suite: rustls::CipherSuite,
     pub(crate) group: rustls::NamedGroup,
     pub(crate) alpn: Option<Vec<u8>>,
@@ -33,7 +32,6 @@ impl Client {
 
     pub(crate) async fn dial_with(from: &Netns, to: SocketAddr, own: Option<Certified>, tls: &Tls) -> Result<Self> {
         let stream = from.connect(to).await?;
-        let local = stream.local_addr()?;
         let (config, looking) = tls.client(own)?;
         let name = ServerName::IpAddress(to.ip().into());
         let tls = within("a TLS handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await??;
@@ -42,7 +40,7 @@ impl Client {
         let group = session.negotiated_key_exchange_group().context("a group")?.name();
         let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
         let peer = looking.seen.lock().clone();
-        Ok(Self { connection: Connection::client(tls), peer, local, suite, group, alpn })
+        Ok(Self { connection: Connection::client(tls), peer, suite, group, alpn })
     }
 
     /// Opens a CONNECT stream; the answer's headers.
@@ -76,7 +74,6 @@ pub(crate) struct Server {
 pub(crate) struct Accepted {
     pub(crate) connection: Connection,
     pub(crate) hello: Hello,
-    pub(crate) from: SocketAddr,
     pub(crate) peer: Vec<CertificateDer<'static>>,
     pub(crate) group: rustls::NamedGroup,
 }
@@ -102,11 +99,6 @@ impl Server {
         Ok(Self { listener: netns.listen(address)?, own, tls: Tls::default(), settings: vec![(3, 100)] })
     }
 
-    pub(crate) fn with_tls(mut self, tls: Tls) -> Self {
-        self.tls = tls;
-        self
-    }
-
     /// The next TCP connection, before TLS.
     pub(crate) async fn tcp(&self) -> Result<(TcpStream, SocketAddr)> {
         Ok(within("a TCP connection", self.listener.accept()).await??)
@@ -114,12 +106,12 @@ impl Server {
 
     /// The next connection, its handshake done.
     pub(crate) async fn accept(&self) -> Result<Accepted> {
-        let (stream, from) = self.tcp().await?;
+        let (stream, _) = self.tcp().await?;
         let hello = hello::peek(&stream).await?;
         let (config, looking) = self.tls.server(self.own.clone(), true)?;
         let tls = within("a TLS handshake", TlsAcceptor::from(Arc::new(config)).accept(stream)).await??;
         let group = tls.get_ref().1.negotiated_key_exchange_group().context("a group")?.name();
         let peer = looking.seen.lock().clone();
-        Ok(Accepted { connection: Connection::server(tls, &self.settings), hello, from, peer, group })
+        Ok(Accepted { connection: Connection::server(tls, &self.settings), hello, peer, group })
     }
 }

@@ -164,7 +164,8 @@ impl Service {
                 None => address,
             }
         });
-        let ports = self.ports.iter().map(|(from, to)| Message::new().uint(1, u64::from(*from)).uint(2, u64::from(*to)));
+        let ports =
+            self.ports.iter().map(|(from, to)| Message::new().uint(1, u64::from(*from)).uint(2, u64::from(*to)));
         let mut body = Message::new()
             .string(1, &self.name)
             .string(2, &self.namespace)
@@ -180,7 +181,8 @@ impl Service {
             body = body.message(8, &balancing.uint(3, u64::from(self.allow_all)));
         }
         body = body.uint(9, self.ip_families).uint(11, u64::from(!self.not_canonical));
-        let weighted = self.weighted.iter().map(|(to, weight)| Message::new().message(1, &to.message()).uint(2, *weight));
+        let weighted =
+            self.weighted.iter().map(|(to, weight)| Message::new().message(1, &to.message()).uint(2, *weight));
         body = body.messages(13, weighted).uint(14, self.visibility);
         let name = format!("{}/{}", self.namespace, self.hostname);
         let body = Message::new().message(2, &body);

@@ -8,9 +8,8 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -89,6 +88,8 @@ impl Stage {
         for (path, content) in [
             ("var/run/secrets/istio/root-cert.pem", ca.pem.as_str()),
             ("var/run/secrets/tokens/istio-token", TOKEN),
+            ("resolv.conf", "nameserver 198.18.9.9\nsearch nowhere.example\n"),
+            ("hosts", "127.0.0.1 localhost\n::1 localhost\n"),
         ] {
             let path = folder.path().join(path);
             fs::create_dir_all(path.parent().context("a folder")?)?;
@@ -130,11 +131,6 @@ impl Stage {
     /// Starts the binary.
     pub(crate) fn start(&self) -> Result<Process> {
         Process::start(&process::ztunnel(), &self.host, self.folder.path(), "ztunnel.log", &self.env)
-    }
-
-    /// Starts it with a socket of its own to an agent.
-    pub(crate) fn start_beside(&self, log: &str) -> Result<Process> {
-        Process::start(&process::ztunnel(), &self.host, self.folder.path(), log, &self.env)
     }
 
     /// A namespace with redirection and a workload of the mesh on this node.
@@ -214,7 +210,12 @@ impl World {
     }
 
     /// The same for a binary that was started already.
-    pub(crate) async fn enter(mut stage: Stage, ztunnel: Process, pods: &[&Pod], resources: &[Resource]) -> Result<Self> {
+    pub(crate) async fn enter(
+        mut stage: Stage,
+        ztunnel: Process,
+        pods: &[&Pod],
+        resources: &[Resource],
+    ) -> Result<Self> {
         let of = |type_url: &str| resources.iter().filter(|r| r.type_url == type_url).cloned().collect::<Vec<_>>();
         let mut ads = stage.istiod.ads().await?;
         ads.first(&of(ADDRESS), &of(AUTHORIZATION)).await?;
@@ -230,8 +231,10 @@ impl World {
     }
 
     pub(crate) async fn ready(&self) -> Result<()> {
-        until("readiness", async || Ok(self.stage.get(15021, "/healthz/ready").await.is_ok_and(|(status, _)| status == 200)))
-            .await
+        until("readiness", async || {
+            Ok(self.stage.get(15021, "/healthz/ready").await.is_ok_and(|(status, _)| status == 200))
+        })
+        .await
     }
 
     /// Pushes resources of one type.
@@ -282,16 +285,13 @@ impl World {
     pub(crate) async fn config_dump(&self) -> Result<serde_json::Value> {
         Ok(serde_json::from_str(&self.stage.get(15000, "/config_dump").await?.1)?)
     }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.stage.folder.path()
-    }
 }
 
 /// The sum of a metric's samples whose line holds all of these.
 pub(crate) fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
     let lines = text.lines().filter(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|l| line.contains(l))
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|l| line.contains(l))
     });
     lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
@@ -321,11 +321,6 @@ pub(crate) async fn exchange(stream: &mut tokio::net::TcpStream, send: &[u8]) ->
     let mut all = Vec::new();
     within("the end", stream.read_to_end(&mut all)).await??;
     Ok(all)
-}
-
-/// A pause that is the thing measured, never a wait for something to have happened.
-pub(crate) async fn quiet(time: Duration) {
-    tokio::time::sleep(time).await;
 }
 
 /// An application that greets each caller with the caller's address, then echoes.
