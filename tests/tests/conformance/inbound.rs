@@ -1,34 +1,33 @@
-//! Sections 3.1-3.4: what a caller of a pod's 15008 meets.
+//! Sections 3.2-3.4: what a caller of a pod's 15008 meets.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustls::{CipherSuite, NamedGroup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peer::h2::{self, Event, Frame};
 use crate::peer::hpack;
-use crate::peer::pki::{self, Ca, Certified, Tls};
+use crate::peer::pki::{self, Certified, Tls};
 use crate::peer::tunnel::Client;
 use crate::peer::wds::{Gateway, Service};
 use crate::peer::world::{App, Pod, Stage, World};
 use crate::peer::{net, until, within};
 
 /// A world with the local pod `here` (198.18.1.2) and the remote pod `there` (198.18.1.3), and an application on 8080.
-struct Case {
-    world: World,
-    here: Pod,
-    there: Pod,
+pub(crate) struct Case {
+    pub(crate) world: World,
+    pub(crate) here: Pod,
+    pub(crate) there: Pod,
     _app: App,
 }
 
 impl Case {
-    async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         Self::vary(|_, _, _| {}).await
     }
 
-    async fn vary(change: impl FnOnce(&mut Stage, &mut Pod, &mut Vec<Service>)) -> Result<Self> {
+    pub(crate) async fn vary(change: impl FnOnce(&mut Stage, &mut Pod, &mut Vec<Service>)) -> Result<Self> {
         let mut stage = Stage::set()?;
         let (mut here, there) = (stage.local(2, "here")?, stage.remote(3, "there")?);
         here.workload.services = vec![("app/web.example".into(), vec![(80, 8080)])];
@@ -48,92 +47,21 @@ impl Case {
         Ok(Self { world, here, there, _app })
     }
 
-    async fn dial(&self) -> Result<Client> {
+    pub(crate) async fn dial(&self) -> Result<Client> {
         self.world.dial(&self.there, &self.here).await
     }
 
     /// Whether a caller with this certificate and TLS gets through to the application.
-    async fn gets_through(&self, own: Option<Certified>, tls: &Tls) -> bool {
+    pub(crate) async fn gets_through(&self, own: Option<Certified>, tls: &Tls) -> bool {
         match Client::dial_with(&self.there.netns, self.here.at(15008), own, tls).await {
             Ok(client) => client.status(&self.here.at(8080).to_string()).await.is_ok_and(|status| status == "200"),
             Err(_) => false,
         }
     }
 
-    fn certificate(&self) -> Result<Option<Certified>> {
+    pub(crate) fn certificate(&self) -> Result<Option<Certified>> {
         self.world.certificate(&self.there).map(Some)
     }
-}
-
-/// 3.1: TLS 1.3 alone, `h2` by ALPN, the pod's certificate, X25519MLKEM768 where the caller has it.
-#[tokio::test(flavor = "multi_thread")]
-async fn tls_as_negotiated() -> Result<()> {
-    let case = Case::start().await?;
-    let client = case.dial().await?;
-    assert_eq!(client.alpn.as_deref(), Some(b"h2".as_slice()));
-    assert_eq!(client.group, NamedGroup::X25519MLKEM768);
-    assert_eq!(pki::uris(&client.peer[0])?, [case.here.identity()]);
-    ensure!(matches!(client.suite, CipherSuite::TLS13_AES_128_GCM_SHA256 | CipherSuite::TLS13_AES_256_GCM_SHA384));
-    Ok(())
-}
-
-/// 3.1: the suites: both AES ones, not ChaCha20; no TLS 1.2; a caller without ML-KEM is served.
-#[tokio::test(flavor = "multi_thread")]
-async fn tls_versions_suites_groups() -> Result<()> {
-    let case = Case::start().await?;
-    let suites = |suite| Tls { suites: Some(vec![suite]), ..Tls::default() };
-    for (tls, served, what) in [
-        (suites(CipherSuite::TLS13_AES_128_GCM_SHA256), true, "AES-128"),
-        (suites(CipherSuite::TLS13_AES_256_GCM_SHA384), true, "AES-256"),
-        (suites(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256), false, "ChaCha20"),
-        (Tls { versions: vec![&rustls::version::TLS12], ..Tls::default() }, false, "TLS 1.2"),
-        (Tls { groups: Some(vec![NamedGroup::X25519]), ..Tls::default() }, true, "X25519"),
-    ] {
-        assert_eq!(case.gets_through(case.certificate()?, &tls).await, served, "{what}");
-    }
-    Ok(())
-}
-
-/// 3.1: TLS12_ENABLED=true adds TLS 1.2.
-#[tokio::test(flavor = "multi_thread")]
-async fn tls12_when_enabled() -> Result<()> {
-    let case = Case::vary(|stage, _, _| stage.var("TLS12_ENABLED", "true")).await?;
-    let tls = Tls { versions: vec![&rustls::version::TLS12], ..Tls::default() };
-    ensure!(case.gets_through(case.certificate()?, &tls).await, "TLS 1.2");
-    ensure!(case.gets_through(case.certificate()?, &Tls::default()).await, "TLS 1.3");
-    Ok(())
-}
-
-/// 3.1: COMPLIANCE_POLICY=pqc leaves X25519MLKEM768 as the only key exchange.
-#[tokio::test(flavor = "multi_thread")]
-async fn pqc_policy() -> Result<()> {
-    let case = Case::vary(|stage, _, _| stage.var("COMPLIANCE_POLICY", "pqc")).await?;
-    let tls = Tls { groups: Some(vec![NamedGroup::X25519]), ..Tls::default() };
-    ensure!(!case.gets_through(case.certificate()?, &tls).await, "X25519");
-    ensure!(case.gets_through(case.certificate()?, &Tls::default()).await, "X25519MLKEM768");
-    Ok(())
-}
-
-/// 3.1, trap 23: who may call: a certificate of the CA with a SPIFFE name in the own trust domain.
-#[tokio::test(flavor = "multi_thread")]
-async fn client_certificates() -> Result<()> {
-    let case = Case::start().await?;
-    let ca = &case.world.stage.ca;
-    let through = async |own| case.gets_through(own, &Tls::default()).await;
-    ensure!(through(case.certificate()?).await, "the usual one");
-    ensure!(!through(None).await, "none");
-    ensure!(!through(Some(Ca::new()?.workload(&case.there.identity())?)).await, "of another CA");
-    ensure!(!through(Some(ca.workload("spiffe://elsewhere/ns/app/sa/x")?)).await, "of another trust domain");
-    ensure!(!through(Some(ca.certify(vec![pki::dns("there.example")?])?)).await, "without a SPIFFE name");
-    for odd in [
-        "spiffe://cluster.local/ns/app/sa/x/more",
-        "spiffe://cluster.local/ns/app",
-        "spiffe://cluster.local/sa/x/ns/app",
-        "https://cluster.local/ns/app/sa/x",
-    ] {
-        ensure!(!through(Some(ca.workload(odd)?)).await, "{odd}");
-    }
-    Ok(())
 }
 
 /// 3.2: the SETTINGS as recorded, but for the window, which starts at 256 KiB.
