@@ -480,3 +480,153 @@ async fn a_revoked_peer_is_cut_on_either_side_and_stays_out() {
         assert_eq!((c.node1.tracker.panics(), c.node2.tracker.panics()), (0, 0));
     }
 }
+
+/// The workload `server` with changes of its own.
+fn server_with(c: &Cluster, change: impl FnOnce(&mut aquifer_proto::workload::Workload)) -> Update {
+    let mut server = workload(&c.server, "server", "node2", true);
+    change(&mut server);
+    update(server)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_behind_an_application_tunnel_is_told_who_calls_and_what_for() {
+    let c = Cluster::start(1);
+    c.publish(&[server_with(&c, |server| {
+        server.application_tunnel = Some(aquifer_proto::workload::ApplicationTunnel { protocol: 1, port: 7003 });
+    })]);
+    let identity = "spiffe://cluster.local/ns/shop/sa/client";
+    for (loopback, own, pod) in [("127.0.0.1", c.client.v4, c.server.v4), ("::1", c.client.v6, c.server.v6)] {
+        // On loopback alone, as a proxy listens that nobody else shall reach.
+        let listener = c.server.listen(loopback.parse().unwrap(), 7003);
+        let to = SocketAddr::new(pod, 8080);
+        let mut stream = c.client.connect(to).await.unwrap();
+        let (mut accepted, peer) = within("accept", listener.accept()).await.unwrap();
+        assert_eq!(peer.ip().to_string(), loopback);
+        stream.write_all(b"hello").await.unwrap();
+        let mut head = [0; 16];
+        within("header", accepted.read_exact(&mut head)).await.unwrap();
+        assert_eq!((&head[..12], head[12]), (&b"\r\n\r\n\0\r\nQUIT\n"[..], 0x21));
+        let size = if own.is_ipv4() { 4 } else { 16 };
+        assert_eq!(head[13], if own.is_ipv4() { 0x11 } else { 0x21 });
+        let mut rest = vec![0; usize::from(u16::from_be_bytes([head[14], head[15]]))];
+        within("rest", accepted.read_exact(&mut rest)).await.unwrap();
+        let ip = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
+            Ok(v4) => IpAddr::from(v4),
+            Err(_) => <[u8; 16]>::try_from(bytes).unwrap().into(),
+        };
+        assert_eq!((ip(&rest[..size]), ip(&rest[size..2 * size])), (own, pod));
+        assert_eq!(rest[2 * size + 2..2 * size + 4], 8080_u16.to_be_bytes());
+        let (tlv, text) = rest[2 * size + 4..].split_at(3);
+        assert_eq!((tlv, text), (&[0xd0, 0, identity.len() as u8][..], identity.as_bytes()));
+        // Then the client's own bytes, and the answer.
+        let mut hello = [0; 5];
+        within("hello", accepted.read_exact(&mut hello)).await.unwrap();
+        accepted.write_all(&hello).await.unwrap();
+        let mut echo = [0; 5];
+        within("echo", stream.read_exact(&mut echo)).await.unwrap();
+        assert_eq!(&echo, b"hello");
+    }
+    // What is not on loopback is not reached there, with nobody to take it.
+    assert_eq!(refused(&c.client, c.at(8080)).await, ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_without_headers_and_a_destination_known_by_name() {
+    use std::io::Write;
+    let c = Cluster::start(1);
+    c.publish(&[server_with(&c, |server| {
+        server.application_tunnel = Some(aquifer_proto::workload::ApplicationTunnel { protocol: 0, port: 7003 });
+    })]);
+    let _server = c.serve(c.server.v4, 7003);
+    let mut stream = c.client.connect(c.at(8080)).await.unwrap();
+    assert_eq!(within("line", line(&mut stream)).await.unwrap(), c.client.v4.to_string());
+
+    // A service whose endpoint is a hostname outside of the mesh.
+    let mut external = workload(&c.plain, "external", "", false);
+    external.addresses.clear();
+    external.hostname = "db.example".into();
+    c.publish(&[update(external), service("external", 9)]);
+    let listener = c.plain.listen(c.plain.v4, 8080);
+    let vip: SocketAddr = ([198, 19, 0, 9], 80).into();
+    assert_eq!(refused(&c.client, vip).await, ErrorKind::ConnectionReset);
+    shows(&c.node1, "reason=\"dns_failed\"").await;
+    writeln!(c.node1.hosts.as_file(), "{} db.example", c.plain.v4).unwrap();
+    let mut stream = within("the name is asked for again", async {
+        loop {
+            if let Ok(stream) = c.client.connect(vip).await
+                && let Ok(Ok((accepted, _))) = tokio::time::timeout(Duration::from_millis(500), listener.accept()).await
+            {
+                return (stream, accepted);
+            }
+        }
+    })
+    .await;
+    stream.1.write_all(b"hi\n").await.unwrap();
+    assert_eq!(within("hi", line(&mut stream.0)).await.unwrap(), "hi");
+    shows(&c.node1, "istio_on_demand_dns_total{source_workload=\"client\"").await;
+    shows(&c.node1, "hostname=\"db.example\"").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_comes_half_a_second_late_under_load_costs_nobody_whom_it_allows() {
+    let c = Cluster::start(2);
+    let _server = c.serve(c.server.v4, 8080);
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(greeted(&c).await);
+    }
+    let mut plain = c.plain.connect(c.at(8080)).await.unwrap();
+    within("line", line(&mut plain)).await.unwrap();
+    let named = |names: &[&str]| {
+        server_with(&c, |server| {
+            server.authorization_policies = names.iter().map(|name| format!("shop/{name}")).collect();
+        })
+    };
+    // Only callers with this identity; by selector, as a workload's own policy is.
+    let only_client = || {
+        let Update::Policy(policy) = policy("late", Action::Allow, &["cluster.local/ns/shop/sa/client"]) else {
+            unreachable!()
+        };
+        let scope = aquifer_core::policy::Scope::WorkloadSelector;
+        Update::Policy(Arc::new(aquifer_core::policy::Policy { scope, ..(*policy).clone() }))
+    };
+    let load = async {
+        let mut served = 0;
+        let until = std::time::Instant::now() + Duration::from_millis(900);
+        while std::time::Instant::now() < until {
+            let some = futures_util::future::join_all((0..8).map(|_| greeted(&c))).await;
+            served += some.len();
+        }
+        served
+    };
+    let control = async {
+        c.publish(&[named(&["late"])]);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Whoever is connected was left alone so far, and new ones wait.
+        let mut waiting = c.plain.connect(c.at(8080)).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(20), waiting.read_u8()).await.is_err());
+        plain.write_all(b"still\n").await.unwrap();
+        assert_eq!(within("still", line(&mut plain)).await.unwrap(), "still");
+        c.publish(&[only_client()]);
+        assert_eq!(refusal(&mut waiting).await, ErrorKind::ConnectionReset);
+        refusal(&mut plain).await;
+    };
+    let (served, ()) = tokio::join!(load, control);
+    assert!(served > 0);
+    for stream in &mut open {
+        stream.write_all(b"open\n").await.unwrap();
+        assert_eq!(within("open", line(stream)).await.unwrap(), "open");
+    }
+    let page = c.node2.page();
+    assert!(!page.contains("policy_unknown"), "{page}");
+
+    // One that never comes.
+    c.publish(&[named(&["late", "never"])]);
+    let begin = std::time::Instant::now();
+    assert_eq!(refused(&c.client, c.at(8080)).await, ErrorKind::ConnectionReset);
+    assert!((1500..6000).contains(&begin.elapsed().as_millis()), "{:?}", begin.elapsed());
+    for stream in &mut open {
+        refusal(stream).await;
+    }
+    shows(&c.node2, r#"reason="policy_unknown",policy="shop/never",reporter="destination"} 1"#).await;
+}

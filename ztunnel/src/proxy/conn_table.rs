@@ -41,6 +41,8 @@ struct Entry {
     view: View,
     /// What an inbound connection is judged by. The outbound side judges nothing.
     judged: Option<Connection>,
+    /// It was let in; before that it is refused rather than cut.
+    admitted: bool,
     /// What the peer showed, where there is mTLS.
     certificate: Option<Arc<PeerCertificate>>,
     cut: Rc<Cut>,
@@ -102,9 +104,18 @@ impl ConnTable {
         let id = inner.next;
         inner.next += 1;
         let cut = Rc::new(Cut::default());
-        inner
-            .entries
-            .insert(id, Entry { pod: pod.clone(), view, judged, certificate: None, cut: cut.clone(), traffic: None });
+        inner.entries.insert(
+            id,
+            Entry {
+                pod: pod.clone(),
+                view,
+                judged,
+                admitted: false,
+                certificate: None,
+                cut: cut.clone(),
+                traffic: None,
+            },
+        );
         Guard { table: self.clone(), id, cut }
     }
 
@@ -134,7 +145,8 @@ impl ConnTable {
         cuts
     }
 
-    /// Judges all inbound connections by a new state and cuts those that it doesn't allow. Returns how many.
+    /// Judges all inbound connections by a new state and cuts those that it doesn't allow. Returns how many had been
+    /// let in; the others end as refused.
     ///
     /// `policies_changed`: judge all; otherwise only those whose own workload changed.
     pub fn reauthorize(&self, state: &MeshState, policies_changed: bool) -> usize {
@@ -161,9 +173,12 @@ impl ConnTable {
                 continue;
             }
             if let Err(denied) = verdict::check(state, &judged.destination, &verdict) {
-                let message = "connection closed due to policy change";
-                let failure = Failure { reason: Reason::PolicyChanged, message: message.to_owned(), ..denied };
-                cuts += usize::from(entry.cut.cut(failure));
+                let message = "connection closed due to policy change".to_owned();
+                let failure = match entry.admitted {
+                    true => Failure { reason: Reason::PolicyChanged, message, ..denied },
+                    false => denied,
+                };
+                cuts += usize::from(entry.cut.cut(failure) && entry.admitted);
             }
         }
         cuts
@@ -243,7 +258,9 @@ impl Guard {
     /// Judges the connection by `state`.
     pub fn authorize(&self, state: &MeshState, info_logging: bool) -> Result<(), Refusal> {
         let mut inner = self.table.inner.borrow_mut();
-        let Some(judged) = inner.entries.get_mut(&self.id).and_then(|e| e.judged.as_mut()) else { return Ok(()) };
+        let Some(Entry { judged: Some(judged), admitted, .. }) = inner.entries.get_mut(&self.id) else {
+            return Ok(());
+        };
         // As the workload is by now: it may have changed while we waited.
         if let Some(current) = state.workload_by_uid(&judged.destination.uid) {
             judged.destination = current.clone();
@@ -251,7 +268,9 @@ impl Guard {
         let verdict = authz::authorize(state, judged);
         verdict::log(judged, &verdict, info_logging);
         let pending = matches!(verdict.decision, Decision::Pending(_));
-        verdict::check(state, &judged.destination, &verdict).map_err(|failure| Refusal { failure, pending })
+        let checked = verdict::check(state, &judged.destination, &verdict);
+        *admitted |= checked.is_ok();
+        checked.map_err(|failure| Refusal { failure, pending })
     }
 
     /// Ties the connection to what its peer showed, and refuses it if that is revoked. From now on it is cut when it

@@ -104,6 +104,8 @@ pub(crate) struct Node {
     identities: Identities,
     state: store::Reader,
     control: Cancel,
+    /// Names that this node resolves.
+    pub(crate) hosts: tempfile::NamedTempFile,
 }
 
 impl Node {
@@ -121,6 +123,7 @@ impl Node {
         let metrics = Arc::new(ProxyMetrics::default());
         let mut proxy = config.proxy;
         proxy.connect_timeout = Duration::from_secs(2);
+        let hosts = tempfile::NamedTempFile::new().unwrap();
         let upstream = Upstream::new(Vec::new(), Netns::current().unwrap(), proxy.tcp, 1);
         let shared = Arc::new(Shared {
             config: proxy,
@@ -132,7 +135,7 @@ impl Node {
             pool: PoolConfig::default(),
             warned_unspoofed: false.into(),
             dns: None,
-            names: Resolver::new(upstream, None, true),
+            names: Resolver::new(upstream, Some(hosts.path().into()), true),
             on_demand: None,
         });
         let workers = Workers::start(workers, shared, metrics.clone(), cancel.clone()).unwrap();
@@ -145,7 +148,15 @@ impl Node {
                 judges.mesh_changed(change.policies).await;
             }
         });
-        Self { workers, metrics, cancel, tracker, certs, sink, identities, state, control }
+        let giving_up = sink.lock().clone().give_up_policies();
+        let end = control.clone();
+        control_tasks.spawn("policy-grace", async move {
+            tokio::select! {
+                () = end.forced() => {}
+                () = giving_up => {}
+            }
+        });
+        Self { workers, metrics, cancel, tracker, certs, sink, identities, state, control, hosts }
     }
 
     pub(crate) fn publish(&self, updates: Vec<Update>) {

@@ -60,8 +60,9 @@ fn a_connection_that_is_registered_but_not_judged_yet_is_cut_too() {
     let allow = policy(&namespace_policy("shop", "only-good", Action::Allow, &["good"]));
     let after = state([Update::Workload(web.clone()), Update::Policy(allow)]);
     let guard = table.open_inbound(&PodUid::new("1"), view(), judged(&web, "bad"));
-    assert_eq!(table.reauthorize(&after, true), 1);
-    assert_eq!(guard.cut().now_or_never().unwrap().policy.as_deref(), Some("shop/only-good"));
+    assert_eq!(table.reauthorize(&after, true), 0, "it was not in yet");
+    let failure = guard.cut().now_or_never().unwrap();
+    assert_eq!((failure.reason, failure.policy.as_deref()), (Reason::PolicyNotAllowed, Some("shop/only-good")));
 }
 
 #[test]
@@ -79,6 +80,7 @@ fn a_changed_workload_is_judged_without_a_changed_policy() {
     let table = ConnTable::default();
     let guard = table.open_inbound(&PodUid::new("1"), view(), judged(&selector(false), "bad"));
     let before = state([Update::Workload(selector(false)), Update::Policy(selected.clone())]);
+    assert!(guard.authorize(&before, false).is_ok());
     assert_eq!(table.reauthorize(&before, false), 0);
     // Health alone is no reason to judge again.
     let mut ill = pod("shop", "web", [10, 0, 0, 1]);
