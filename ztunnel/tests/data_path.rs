@@ -630,3 +630,42 @@ async fn a_policy_that_comes_half_a_second_late_under_load_costs_nobody_whom_it_
     }
     shows(&c.node2, r#"reason="policy_unknown",policy="shop/never",reporter="destination"} 1"#).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_demand_a_connection_waits_until_it_is_known_who_has_the_address() {
+    let c = Cluster::start(1);
+    let _server = c.serve(c.server.v4, 8080);
+    // Another proxy on the client's node, which knows nobody but the client.
+    c.node1.workers.remove(&PodUid::new("client")).await;
+    let (node, mut demands) = Node::start_on_demand("node1", &c.ca, 1);
+    node.publish(vec![update(workload(&c.client, "client", "node1", true))]);
+    node.enrol(&c.client, "client");
+
+    let vip: SocketAddr = ([198, 19, 0, 2], 80).into();
+    let mut stream = c.client.connect(vip).await.unwrap();
+    let asked = within("a question", demands.next()).await.unwrap();
+    assert_eq!(asked.wanted().1, "/198.19.0.2");
+    assert!(tokio::time::timeout(Duration::from_millis(20), stream.read_u8()).await.is_err());
+    // A service comes with its pods.
+    node.publish(vec![service("server", 2), update(workload(&c.server, "server", "node2", true))]);
+    asked.answer();
+    assert_eq!(within("line", line(&mut stream)).await.unwrap(), c.client.v4.to_string());
+    assert_eq!(node.connections().await[&PodUid::new("client")].outbound[0].protocol, "HBONE");
+
+    // Nobody's address: plain, and the next one doesn't ask.
+    let listener = c.plain.listen(c.plain.v4, 9090);
+    for asks in [true, false] {
+        let _stream = c.client.connect(SocketAddr::new(c.plain.v4, 9090)).await.unwrap();
+        if asks {
+            let asked = within("a question", demands.next()).await.unwrap();
+            assert_eq!(asked.wanted().1, format!("/{}", c.plain.v4));
+            asked.answer();
+        }
+        within("accept", listener.accept()).await.unwrap();
+    }
+
+    // No answer: nobody knows whether it may go on in plaintext.
+    let unknown = SocketAddr::new(c.plain.v6, 9090);
+    assert_eq!(refused(&c.client, unknown).await, ErrorKind::ConnectionReset);
+    shows(&node, "reason=\"discovery_timeout\"").await;
+}

@@ -15,6 +15,7 @@ use aquifer_runtime::env::MapEnv;
 use aquifer_runtime::metrics::Registry;
 use aquifer_runtime::{Cancel, Tracker};
 use aquifer_tls::{CaClient, CaError, CertBundle, CertManager};
+use aquifer_xds::client::demand::{self, Demands};
 use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, IsCa,
@@ -29,6 +30,7 @@ use ztunnel::inpod::netns::Netns;
 use ztunnel::inpod::zds::{PodUid, WorkloadInfo};
 use ztunnel::mesh::MeshSink;
 use ztunnel::metrics::ProxyMetrics;
+use ztunnel::on_demand::OnDemand;
 use ztunnel::proxy::conn_table::Connections;
 use ztunnel::proxy::pod::Shared;
 use ztunnel::proxy::worker::Workers;
@@ -110,6 +112,17 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(name: &'static str, ca: &TestCa, workers: usize) -> Self {
+        Self::begin(name, ca, workers, None)
+    }
+
+    /// One that asks for what it doesn't know, the test.
+    pub(crate) fn start_on_demand(name: &'static str, ca: &TestCa, workers: usize) -> (Self, Demands) {
+        let (demander, demands) = demand::channel();
+        let on_demand = OnDemand::new(demander, Tracker::new());
+        (Self::begin(name, ca, workers, Some(on_demand.into())), demands)
+    }
+
+    fn begin(name: &'static str, ca: &TestCa, workers: usize, on_demand: Option<Arc<OnDemand>>) -> Self {
         let env: MapEnv = [("NODE_NAME", name)].into();
         let around = Surroundings { mesh_file: None, cpus: 2, file_exists: |_| false };
         let config = Config::read(&env, &around).unwrap();
@@ -136,7 +149,7 @@ impl Node {
             warned_unspoofed: false.into(),
             dns: None,
             names: Resolver::new(upstream, Some(hosts.path().into()), true),
-            on_demand: None,
+            on_demand,
         });
         let workers = Workers::start(workers, shared, metrics.clone(), cancel.clone()).unwrap();
         let control_tasks = Tracker::new();
