@@ -20,5 +20,8 @@ fn a_compliance_policy_that_is_not_known_stops_the_start() {
     let output = ztunnel(&["proxy", "ztunnel"], &[("NODE_NAME", "n"), ("COMPLIANCE_POLICY", "fips-140-2")]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("COMPLIANCE_POLICY") && said.contains("\"fips-140-2\"") && said.contains("\"pqc\""), "{said}");
+    assert!(
+        said.contains("COMPLIANCE_POLICY") && said.contains("\"fips-140-2\"") && said.contains("\"pqc\""),
+        "{said}"
+    );
 }

@@ -41,7 +41,9 @@ async fn payments_only_from_orders() -> Result<()> {
         let counted = lab.metric(Component::ztunnel("node2"), "aquifer_connections_refused_total", &[policy]).await?;
         assert!(counted >= 1.0, "{counted}");
         let flagged = lab.metric(Component::ztunnel("node2"), "istio_tcp_connections_failed_total", &[]).await?
-            + lab.metric(Component::ztunnel("node2"), "istio_tcp_connections_closed_total", &["response_flags=\"DENY\""]).await?;
+            + lab
+                .metric(Component::ztunnel("node2"), "istio_tcp_connections_closed_total", &["response_flags=\"DENY\""])
+                .await?;
         assert!(flagged >= 1.0, "no refusal in Istio's own counters");
 
         lab.delete("AuthorizationPolicy", "shop", "payments-only-from-orders").await?;
@@ -58,9 +60,15 @@ async fn payments_only_from_orders() -> Result<()> {
 async fn a_malformed_policy_changes_nothing_and_is_named() -> Result<()> {
     let lab = meshed_shop(LabOptions::default()).await?;
     lab.apply(ONLY_ORDERS).await?;
-    eventually("the policy holds", Duration::from_secs(1), async || Ok(!get(&lab, "shop", "web", "http://payments/").await?.ok())).await?;
+    eventually("the policy holds", Duration::from_secs(1), async || {
+        Ok(!get(&lab, "shop", "web", "http://payments/").await?.ok())
+    })
+    .await?;
     let file = lab.manifests().join("broken.yaml");
-    std::fs::write(&file, "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: broken\n  namespace: shop\nspec:\n  acton: DENY\n")?;
+    std::fs::write(
+        &file,
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: broken\n  namespace: shop\nspec:\n  acton: DENY\n",
+    )?;
     eventually("the message names file and field", Duration::from_secs(1), async || {
         let log = lab.component_logs(&Component::Istiod).await?;
         Ok(log.lines().any(|line| line.contains("broken.yaml") && line.contains("acton")))

@@ -65,7 +65,8 @@ async fn a_pod_re_created_with_the_same_address_is_served_as_itself() -> Result<
     lab.scale("shop", "payments", 0).await?;
     lab.wait_ready("shop", "payments", 0).await?;
     // Another identity takes over the address that `payments` had.
-    let manifest = include_str!("successor.yaml").replace("ADDRESS", &old.ipv4().to_string()).replace("NODE", &old.node);
+    let manifest =
+        include_str!("successor.yaml").replace("ADDRESS", &old.ipv4().to_string()).replace("NODE", &old.node);
     lab.apply(&manifest).await?;
     lab.wait_ready("shop", "successor", 1).await?;
     lab.wait_enrolled("shop", true).await?;

@@ -107,7 +107,8 @@ async fn killed_at(name: &str, moment: Moment) -> Result<()> {
     starter.kill()?;
     starter.wait()?;
     eventually("no process of the lab is left", Duration::from_secs(4), async || Ok(members(namespace)? == 0)).await?;
-    eventually("no folder of the lab is left", Duration::from_secs(1), async || Ok(folders(&labs, name)?.is_empty())).await?;
+    eventually("no folder of the lab is left", Duration::from_secs(1), async || Ok(folders(&labs, name)?.is_empty()))
+        .await?;
     // What was removed is not made anew.
     ensure!(members(namespace)? == 0 && folders(&labs, name)?.is_empty(), "it came back");
     Ok(())

@@ -21,7 +21,9 @@ async fn redis(lab: &Lab) -> Result<TcpStream> {
 async fn ping(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(b"PING\r\n").await?;
     let mut answer = [0; 7];
-    tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut answer)).await.context("no answer in 5 s")??;
+    tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut answer))
+        .await
+        .context("no answer in 5 s")??;
     assert_eq!(&answer, b"+PONG\r\n");
     Ok(())
 }

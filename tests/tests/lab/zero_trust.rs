@@ -33,7 +33,8 @@ async fn all_pairs_by_service_and_by_pod_address() -> Result<()> {
     }
     lab.apply(POLICIES).await?;
     eventually("the policies hold", Duration::from_secs(1), async || {
-        let refused = !get(&lab, "bank", "reports", "http://payments/").await?.ok() && !get(&lab, "bank", "reports", "http://audit/").await?.ok();
+        let refused = !get(&lab, "bank", "reports", "http://payments/").await?.ok()
+            && !get(&lab, "bank", "reports", "http://audit/").await?.ok();
         Ok(refused && get(&lab, "bank", "frontend", "http://payments/").await?.ok())
     })
     .await?;
