@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use aquifer_lab::Component;
 
-use super::Demo;
 use super::client::{self, Open};
+use super::{Demo, show};
 
 const POLICY: &str = include_str!("../../../examples/shop/policies/payments-only-from-orders.yaml");
 const NAME: &str = "shop/payments-only-from-orders";
@@ -52,8 +52,4 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
         .await?;
     demo.claim(back.is_some(), format!("policy deleted: web → payments works again after {}", show(back)));
     Ok(())
-}
-
-fn show(took: Option<Duration>) -> String {
-    took.map_or_else(|| "NOT within 5 s".to_owned(), |took| format!("{} ms", took.as_millis()))
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use aquifer_lab::Pcap;
 
-use super::{Demo, client};
+use super::{Demo, client, show};
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 const PAYMENTS: &str = "spiffe://cluster.local/ns/shop/sa/payments";
@@ -91,8 +91,4 @@ async fn pods(demo: &Demo) -> Result<Vec<(String, String, u32)>> {
     let mut pods: Vec<_> = demo.lab.status().await?.pods.into_iter().filter(|pod| pod.namespace == "shop").collect();
     pods.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(pods.into_iter().map(|pod| (pod.name, pod.uid, pod.restarts)).collect())
-}
-
-fn show(took: Option<Duration>) -> String {
-    took.map_or_else(|| "NOT within 5 s".to_owned(), |took| format!("{} ms", took.as_millis()))
 }

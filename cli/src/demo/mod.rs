@@ -154,6 +154,11 @@ impl Demo {
     }
 }
 
+/// How long something asked for within a second took; [`Demo::within`] gives up after five.
+fn show(took: Option<Duration>) -> String {
+    took.map_or_else(|| "NOT within 5 s".to_owned(), |took| format!("{} ms", took.as_millis()))
+}
+
 fn print_commands(lab: &str) {
     let program = std::env::current_exe().map_or_else(|_| "aquifer".to_owned(), |path| path.display().to_string());
     println!("\nThe lab stays up. Try:");
