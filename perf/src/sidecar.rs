@@ -1,0 +1,1 @@
+//! Real Envoy sidecars in a lab's pods: the baseline.
