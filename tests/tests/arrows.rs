@@ -24,7 +24,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("aquifer-perf", &["aquifer-lab", "aquifer-runtime"]),
     (
         "aquifer",
-        &["aquifer-core", "aquifer-objects", "aquifer-lab", "aquifer-istiod-lite", "aquifer-runtime", "aquifer-proto"],
+        &[
+            "aquifer-core",
+            "aquifer-objects",
+            "aquifer-lab",
+            "aquifer-perf",
+            "aquifer-istiod-lite",
+            "aquifer-runtime",
+            "aquifer-proto",
+        ],
     ),
 ];
 
