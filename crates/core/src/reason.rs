@@ -117,6 +117,9 @@ reasons! {
     /// The tunnel ended before the peer answered.
     TunnelClosed = "tunnel_closed", 503, "CONNECT";
 
+    /// The client left while it waited for its connection.
+    ClientGone = "client_gone", 503, "-";
+
     // While bytes flow.
     /// The connection was reset, or broke.
     ConnectionReset = "connection_reset", 503, "-";

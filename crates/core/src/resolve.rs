@@ -129,7 +129,7 @@ pub fn resolve(state: &MeshState, conn: &OutboundConn, rng: &mut impl Rng) -> Re
 /// Decides where a connection goes, or says what has to be asked first.
 pub fn resolve_on_demand(state: &MeshState, conn: &OutboundConn, known: Known<'_>, rng: &mut impl Rng) -> Resolution {
     let asked = canonical(conn.destination);
-    if asked.ip().is_loopback() && is_illegal_port(asked.port()) {
+    if is_own_listener(&conn.source, asked) {
         return reject(Reason::IllegalPort, None, None);
     }
     let view =
@@ -319,6 +319,10 @@ impl Query<'_> {
 impl Hop {
     fn at(self, ip: IpAddr) -> Resolution {
         let target = SocketAddr::new(ip, self.port);
+        // A service's port may lead there as well.
+        if self.through == Through::Direct && is_own_listener(&self.source, target) {
+            return reject(Reason::IllegalPort, Some(self.workload), self.service);
+        }
         let (next_hop, tunnel) = match (self.through, self.workload.tunnel_protocol) {
             (Through::Waypoint, _) => {
                 let authority = Authority::Ip(self.asked).to_string();
@@ -338,6 +342,11 @@ impl Hop {
             service: self.service,
         })
     }
+}
+
+/// Whether the proxy itself listens there for this pod: what is connected would come in again.
+fn is_own_listener(source: &Workload, target: SocketAddr) -> bool {
+    is_illegal_port(target.port()) && (target.ip().is_loopback() || source.addresses.contains(&target.ip()))
 }
 
 /// The address that was asked for if it is among them; else one that the service's families allow, rather of the

@@ -72,7 +72,7 @@ fn what_is_not_known_passes_through() {
 }
 
 #[test]
-fn our_own_ports_are_refused_on_loopback_only() {
+fn our_own_ports_are_refused_where_they_are_the_pods_own() {
     let state = mesh([], []);
     for port in [15001, 15006, 15008] {
         check(&state, &format!("127.0.0.1:{port}"), "illegal_port");
@@ -81,6 +81,29 @@ fn our_own_ports_are_refused_on_loopback_only() {
         check(&state, &format!("192.0.2.1:{port}"), &format!("tcp 192.0.2.1:{port}"));
     }
     check(&state, "127.0.0.1:15053", "tcp 127.0.0.1:15053");
+
+    // The pod's own addresses, whether the mesh knows them, whatever the pod speaks, and through a service too.
+    let own = |w: Workload| Workload { addresses: client().addresses, ..w };
+    let loops = service("ns/loops", &["10.9.0.2"], &[(80, 15006), (81, 15053)]);
+    let through = Service { load_balancing: LoadBalancing { mode: Mode::Passthrough, ..Default::default() }, ..web() };
+    let states = [
+        mesh([], []),
+        mesh([client()], []),
+        mesh([own(plain("client", &[])).of("ns/loops", &[])], [loops]),
+        mesh([], [Service { addresses: service("ns/own", &["10.0.0.9", "fd00::9"], &[]).addresses, ..through }]),
+    ];
+    for state in &states {
+        for port in [15001, 15006, 15008] {
+            check(state, &format!("10.0.0.9:{port}"), "illegal_port");
+            check(state, &format!("[fd00::9]:{port}"), "illegal_port");
+            check(state, &format!("[::ffff:10.0.0.9]:{port}"), "illegal_port");
+        }
+    }
+    check(&states[2], "10.9.0.2:80", "illegal_port > client @ ns/loops");
+    check(&states[2], "10.9.0.2:81", "tcp 10.0.0.9:15053 > client @ ns/loops");
+    check(&states[2], "10.0.0.9:15053", "tcp 10.0.0.9:15053 > client");
+    // Others' are theirs to refuse.
+    check(&mesh([plain("b", &["10.0.0.2"])], []), "10.0.0.2:15006", "tcp 10.0.0.2:15006 > b");
 }
 
 #[test]
