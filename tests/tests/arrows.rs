@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("aquifer-cni", &["aquifer-objects", "aquifer-runtime", "aquifer-proto"]),
     ("aquifer-lab", &["aquifer-objects", "aquifer-runtime"]),
+    ("aquifer-load", &[]),
     ("aquifer-perf", &["aquifer-lab", "aquifer-runtime"]),
     (
         "aquifer",
