@@ -3,9 +3,11 @@
 //! ```text
 //!   aquifer demo     the main job, live, in a lab of its own
 //!   aquifer lab …    a cluster in network namespaces of this machine
+//!   aquifer bench    what the mesh costs, against no mesh and against sidecars
 //! ```
 //! One file a subcommand. Errors are one line that says what to do.
 
+mod bench;
 mod demo;
 mod lab;
 
@@ -33,6 +35,8 @@ enum Command {
     },
     /// A cluster of nodes and pods in network namespaces of this machine
     Lab(lab::Command),
+    /// Measure what the mesh costs, against no mesh and against sidecars, in labs of its own
+    Bench(aquifer_perf::BenchOptions),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo { keep } => demo::command(keep),
         Command::Lab(command) => lab::run(command),
+        Command::Bench(options) => bench::command(options),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
 fn default_level(command: &Command) -> &'static str {
     match command {
         Command::Lab(lab) if lab.is_init() => "info",
-        Command::Demo { .. } | Command::Lab(_) => "warn",
+        Command::Demo { .. } | Command::Lab(_) | Command::Bench(_) => "warn",
     }
 }
 

@@ -1,1 +1,48 @@
 //! What the mesh costs, measured in the lab against no mesh and against sidecars.
+//!
+//! ```text
+//!   options ─▶ run ─▶ bed (one lab a mode, all up side by side) ─▶ sidecar, tuning, manifests
+//!               │
+//!               ├─ work by work, round by round, mode by mode: tools (wrk, iperf3, …) + measure (/proc)
+//!               ▼
+//!            results ─▶ stats ─▶ report
+//! ```
+//!
+//! Invariants:
+//! * Processes only: no code of the product is linked in here.
+//! * Every mode gets the same kernel settings, client, server and turns; a run in which a queue overflowed fails.
+//! * Parsing, statistics and reports are pure; `bed`, `run` and `measure` touch the machine.
+
+mod bed;
+mod manifests;
+mod measure;
+mod mode;
+mod options;
+mod report;
+mod results;
+mod run;
+pub mod sidecar;
+mod stats;
+mod tools;
+mod tuning;
+mod work;
+
+pub use mode::Mode;
+pub use options::BenchOptions;
+
+use anyhow::Result;
+
+/// Runs what the options choose, writes the reports and prints the table. Whether all runs were good.
+pub async fn run(options: BenchOptions) -> Result<bool> {
+    if options.list {
+        print!("{}", report::list());
+        return Ok(true);
+    }
+    let results = run::run(&options).await?;
+    print!("\n{}", report::table::render(&results));
+    for failure in &results.failures {
+        println!("FAILED: {failure}");
+    }
+    println!("\n{:.0} s in all", results.seconds);
+    Ok(results.failures.is_empty())
+}

@@ -1,6 +1,7 @@
 //! What a caller chooses about a lab, and the names of its parts.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,8 @@ pub struct LabOptions {
     pub ztunnel_env: Vec<(String, String)>,
     /// Environment added to every node agent's.
     pub agent_env: Vec<(String, String)>,
+    /// The folder of the binaries; `None` means beside the running one, or AQUIFER_BIN's.
+    pub bin: Option<PathBuf>,
     /// Lifetime of the tokens in ztunnel pods, in seconds; they are renewed at four fifths of it.
     pub token_ttl_seconds: u64,
 }
@@ -49,6 +52,7 @@ impl Default for LabOptions {
             istiod_env: Vec::new(),
             ztunnel_env: Vec::new(),
             agent_env: Vec::new(),
+            bin: None,
             token_ttl_seconds: 43_200,
         }
     }

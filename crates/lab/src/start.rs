@@ -48,7 +48,10 @@ pub(crate) struct Started {
 
 pub(crate) fn start(options: LabOptions) -> Result<Started> {
     check(&options)?;
-    let aquifer = binary("aquifer")?;
+    let aquifer = match &options.bin {
+        Some(folder) => sibling(&folder.join("aquifer"), "aquifer")?,
+        None => binary("aquifer")?,
+    };
     if options.mesh {
         for name in ["istiod-lite", "ztunnel", "istio-cni-node"] {
             sibling(&aquifer, name)?;

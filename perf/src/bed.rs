@@ -1,0 +1,204 @@
+//! One mode, set up: a lab of two nodes with a client, a server beside it and a server on the other node.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use aquifer_lab::{Component, Lab, LabOptions, Netns, PodInfo};
+
+use crate::measure::counters::{self, Counters};
+use crate::mode::Mode;
+use crate::options::BenchOptions;
+use crate::{manifests, tuning};
+
+/// The namespace of everything that is measured.
+pub(crate) const NAMESPACE: &str = "bench";
+
+/// How long the mesh may take to carry the first connection.
+const IN_FORCE: Duration = Duration::from_secs(20);
+
+/// Where the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On the other node.
+    Across,
+    /// On the client's node.
+    Near,
+}
+
+impl Place {
+    /// The Deployment of the server there.
+    pub(crate) fn server(self) -> &'static str {
+        match self {
+            Self::Across => "far",
+            Self::Near => "near",
+        }
+    }
+}
+
+/// A mode's lab, ready for load.
+#[derive(Debug)]
+pub(crate) struct Bed {
+    pub(crate) mode: Mode,
+    pub(crate) lab: Lab,
+    far: PodInfo,
+    near: PodInfo,
+    /// The lab's own /proc, as this process sees it.
+    proc: PathBuf,
+}
+
+impl Bed {
+    /// Starts the lab, its pods and what the mode needs.
+    pub(crate) async fn start(mode: Mode, options: &BenchOptions) -> Result<Self> {
+        ensure!(mode != Mode::Waypoint, "not available: no waypoint is deployed");
+        let lab = Lab::start(lab_options(mode, options)).await?;
+        lab.apply(&manifests::bench(mode.is_mesh())).await?;
+        lab.wait_namespace_ready(NAMESPACE).await?;
+        if mode.is_mesh() {
+            lab.wait_enrolled(NAMESPACE, true).await?;
+        }
+        let pod = async |deployment: &str| lab.pod(NAMESPACE, deployment).await;
+        let (far, near) = (pod("far").await?, pod("near").await?);
+        let proc = Path::new("/proc").join(lab.pid()?.to_string()).join("root/proc");
+        let bed = Self { mode, lab, far, near, proc };
+        for netns in bed.netnses() {
+            tuning::apply(&bed.lab, &netns).await?;
+        }
+        for deployment in ["client", "near", "far"] {
+            tuning::check_interface(&bed.lab, &pod_netns(deployment), "eth0").await?;
+        }
+        bed.wait_in_force().await?;
+        Ok(bed)
+    }
+
+    /// Ends the lab.
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.lab.down().await?;
+        Ok(())
+    }
+
+    /// The server's address.
+    pub(crate) fn server(&self, place: Place) -> String {
+        let pod = if place == Place::Across { &self.far } else { &self.near };
+        pod.ipv4().to_string()
+    }
+
+    /// The URL of the server's page of 1 KiB.
+    pub(crate) fn url(&self, place: Place) -> String {
+        format!("http://{}:{}/", self.server(place), manifests::HTTP)
+    }
+
+    /// Runs a program of the machine as the client's process, to its end.
+    pub(crate) async fn client(&self, args: &[String]) -> Result<String> {
+        let output = self.lab.netns_exec(pod_netns("client"), args).await?;
+        // iperf3 tells what went wrong in its JSON.
+        ensure!(
+            output.ok() || output.stdout.starts_with('{'),
+            "`{}` ended with {}: {}{}",
+            args.join(" "),
+            output.code,
+            output.stderr.trim(),
+            output.stdout.trim()
+        );
+        Ok(output.stdout)
+    }
+
+    /// The proxies that the traffic passes, as folders below /proc.
+    pub(crate) async fn proxies(&self) -> Result<Vec<PathBuf>> {
+        let status = self.lab.status().await?;
+        let ztunnels = status.components.iter().filter(|found| matches!(found.component, Component::Ztunnel(_)));
+        Ok(ztunnels.filter_map(|found| found.pid).map(|pid| self.proc.join(pid.to_string())).collect())
+    }
+
+    /// The overflow counters of every network namespace that packets pass.
+    pub(crate) async fn counters(&self) -> Result<Vec<(String, Counters)>> {
+        let mut all = Vec::new();
+        for netns in self.netnses() {
+            let [tcp, conntrack] = counters::FILES;
+            let script = format!("cat {tcp}; if [ -e {conntrack} ]; then cat {conntrack}; fi");
+            let output = self.lab.netns_exec(netns.clone(), &["sh", "-c", &script]).await?;
+            all.push((netns_name(&netns), Counters::parse(&output.stdout)));
+        }
+        Ok(all)
+    }
+
+    fn netnses(&self) -> Vec<Netns> {
+        let mut all = vec![Netns::Wire, Netns::Node("node1".into()), Netns::Node("node2".into())];
+        all.extend(["client", "near", "far"].map(pod_netns));
+        if self.mode.is_mesh() {
+            all.extend(["node1", "node2"].map(|node| Netns::Component(Component::ztunnel(node))));
+        }
+        all
+    }
+
+    /// Returns when requests pass, and in a mesh, when they pass it encrypted.
+    async fn wait_in_force(&self) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let mut why = None;
+            for place in [Place::Across, Place::Near] {
+                let curl = ["curl", "-sS", "-m", "2", "-o", "/dev/null", &self.url(place)];
+                let output = self.lab.netns_exec(pod_netns("client"), &curl).await?;
+                if !output.ok() {
+                    why = Some(format!("{}: {}", self.url(place), output.stderr.trim()));
+                }
+            }
+            if why.is_none() && self.mode.is_mesh() && !self.is_encrypted().await? {
+                why = Some("ztunnel on node2 saw no connection with mutual TLS".to_owned());
+            }
+            match why {
+                None => return Ok(()),
+                Some(why) if begin.elapsed() > IN_FORCE => {
+                    bail!("mode {} carries no requests after {IN_FORCE:?}: {why}", self.mode)
+                }
+                Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn is_encrypted(&self) -> Result<bool> {
+        let labels = ["reporter=\"destination\"", "connection_security_policy=\"mutual_tls\""];
+        let seen = self.lab.metric(Component::ztunnel("node2"), "istio_tcp_connections_opened_total", &labels).await?;
+        Ok(seen > 0.0)
+    }
+}
+
+fn lab_options(mode: Mode, options: &BenchOptions) -> LabOptions {
+    let (folder, env) = match mode {
+        Mode::Base => (options.base.as_ref().or(options.bin.as_ref()), &options.base_env),
+        _ => (options.bin.as_ref(), &options.ambient_env),
+    };
+    LabOptions {
+        mesh: mode.is_mesh(),
+        ipv6: false,
+        workers: options.workers,
+        bin: folder.cloned(),
+        ztunnel_env: env.clone(),
+        ..LabOptions::default()
+    }
+}
+
+/// The network namespace of a Deployment's pod.
+pub(crate) fn pod_netns(deployment: &str) -> Netns {
+    Netns::Pod { namespace: NAMESPACE.to_owned(), name: deployment.to_owned() }
+}
+
+fn netns_name(netns: &Netns) -> String {
+    match netns {
+        Netns::Wire => "the wire".to_owned(),
+        Netns::Node(node) => node.clone(),
+        Netns::Pod { name, .. } => format!("pod {name}"),
+        Netns::Component(component) => component.to_string(),
+    }
+}
+
+/// Fails unless the folder holds what a mode runs.
+pub(crate) fn check_binaries(folder: &Path) -> Result<()> {
+    for name in ["aquifer", "ztunnel", "istio-cni-node", "istiod-lite"] {
+        let path = folder.join(name);
+        std::fs::metadata(&path).with_context(|| {
+            format!("{} is missing: build it with `cargo build --release --workspace --bins`", path.display())
+        })?;
+    }
+    Ok(())
+}

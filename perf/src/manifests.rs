@@ -1,0 +1,126 @@
+//! The pods that are measured, as a person would write them.
+
+/// The port of the web server.
+pub(crate) const HTTP: u16 = 8080;
+/// The port of iperf3.
+pub(crate) const BULK: u16 = 5201;
+
+/// Bytes of the page that is asked for.
+const PAGE: usize = 1024;
+
+/// A client and a server on node1, a server on node2.
+pub(crate) fn bench(ambient: bool) -> String {
+    let label = if ambient { "  labels:\n    istio.io/dataplane-mode: ambient\n" } else { "" };
+    let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: bench\n{label}");
+    let servers = servers();
+    [
+        namespace,
+        deployment("client", "node1", &container("idle", "exec sleep infinity", None)),
+        deployment("near", "node1", &servers),
+        deployment("far", "node2", &servers),
+    ]
+    .join("---\n")
+}
+
+fn servers() -> String {
+    let nginx = format!("cat > /tmp/nginx.conf <<'CONF'\n{}CONF\nexec nginx -c /tmp/nginx.conf\n", nginx());
+    let iperf3 = format!("exec iperf3 -s -p {BULK}");
+    container("nginx", &nginx, Some(HTTP)) + &container("iperf3", &iperf3, None)
+}
+
+/// Two workers with a listener each, connections kept for ever, no log, no file touched.
+fn nginx() -> String {
+    let page = "x".repeat(PAGE);
+    format!(
+        "daemon off;
+pid /tmp/nginx.pid;
+error_log stderr crit;
+worker_processes 2;
+worker_rlimit_nofile 20000;
+events {{ worker_connections 16384; }}
+http {{
+  access_log off;
+  keepalive_requests 1000000000;
+  keepalive_timeout 3600;
+  client_body_temp_path /tmp/body;
+  proxy_temp_path /tmp/proxy;
+  fastcgi_temp_path /tmp/fastcgi;
+  uwsgi_temp_path /tmp/uwsgi;
+  scgi_temp_path /tmp/scgi;
+  server {{
+    listen {HTTP} reuseport backlog=4096;
+    default_type text/plain;
+    location / {{ return 200 \"{page}\"; }}
+  }}
+}}
+"
+    )
+}
+
+fn deployment(name: &str, node: &str, containers: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {name}
+  namespace: bench
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {name}
+  namespace: bench
+spec:
+  replicas: 1
+  selector:
+    matchLabels:
+      app: {name}
+  template:
+    metadata:
+      labels:
+        app: {name}
+    spec:
+      serviceAccountName: {name}
+      terminationGracePeriodSeconds: 1
+      nodeSelector:
+        kubernetes.io/hostname: {node}
+      containers:
+{containers}"
+    )
+}
+
+fn container(name: &str, script: &str, port: Option<u16>) -> String {
+    let lines: String = script.lines().map(|line| format!("          {line}\n")).collect();
+    let probe = port.map_or_else(String::new, |port| {
+        format!(
+            "        readinessProbe:
+          tcpSocket:
+            port: {port}
+          periodSeconds: 5
+"
+        )
+    });
+    format!(
+        "      - name: {name}
+        image: {name}
+        command:
+        - sh
+        - -c
+        - |
+{lines}{probe}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_a_kibibyte_and_only_a_mesh_is_labelled() {
+        let plain = bench(false);
+        assert!(plain.contains(&format!("return 200 \"{}\"", "x".repeat(1024))));
+        assert!(!plain.contains("dataplane-mode"));
+        assert!(bench(true).contains("istio.io/dataplane-mode: ambient"));
+        assert_eq!(plain.matches("kind: Deployment").count(), 3);
+    }
+}
