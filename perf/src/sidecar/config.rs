@@ -36,6 +36,10 @@ pub(super) fn bootstrap(around: &Surroundings<'_>) -> Value {
     json!({
         "node": { "id": "sidecar", "cluster": "baseline" },
         "admin": { "address": address(Ipv4Addr::LOCALHOST, ADMIN) },
+        "layered_runtime": { "layers": [{
+            "name": "static",
+            "static_layer": { "overload.global_downstream_max_connections": i32::MAX.to_string() },
+        }] },
         "stats_config": { "use_all_default_tags": false, "stats_matcher": { "inclusion_list": stats() } },
         "static_resources": {
             "listeners": [outbound_listener(around), inbound_listener(around)],

@@ -32,6 +32,14 @@ pub enum SidecarError {
         /// What nft said.
         said: String,
     },
+    /// Envoy's admin port did not answer.
+    #[error("the Envoy of pod {pod} does not answer on its admin port: {said}")]
+    Silent {
+        /// The pod.
+        pod: String,
+        /// What the client said.
+        said: String,
+    },
     /// Envoy's admin page answered something else than 200.
     #[error("the Envoy of pod {pod} answered {status} to {path}")]
     Admin {

@@ -27,16 +27,16 @@ pub(super) fn rules(nodes: &[Ipv4Addr]) -> String {
 delete table inet {TABLE}
 table inet {TABLE} {{
   chain prerouting {{
-    type nat hook prerouting priority dstnat; policy accept;
+    type nat hook prerouting priority -100; policy accept;
     meta nfproto != ipv4 return
 {probes}    meta l4proto tcp redirect to :{INBOUND}
   }}
   chain output {{
-    type nat hook output priority dstnat; policy accept;
+    type nat hook output priority -100; policy accept;
     meta nfproto != ipv4 return
     meta l4proto != tcp return
     oifname \"lo\" ip saddr {TO_APP} return
-    oifname \"lo\" ip daddr != 127.0.0.1 meta skuid {UID} redirect to :{INBOUND}
+    oifname \"lo\" ip daddr != 127.0.0.1 meta skuid {UID} meta l4proto tcp redirect to :{INBOUND}
     oifname \"lo\" meta skuid != {UID} return
     meta skuid {UID} return
     ip daddr 127.0.0.1 return
@@ -64,8 +64,8 @@ mod tests {
         let text = rules(&[Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 2)]);
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part:?} is not in\n{text}"));
         assert!(at("ip saddr { 198.18.0.1, 198.18.0.2 } return") < at("redirect to :15006"));
-        assert!(at("ip saddr 127.0.0.6 return") < at("skuid 1337 redirect to :15006"));
-        assert!(at("skuid 1337 redirect to :15006") < at("    meta skuid 1337 return"));
+        assert!(at("ip saddr 127.0.0.6 return") < at("skuid 1337 meta l4proto tcp redirect to :15006"));
+        assert!(at("skuid 1337 meta l4proto tcp redirect to :15006") < at("    meta skuid 1337 return"));
         assert!(at("    meta skuid 1337 return") < at("redirect to :15001"));
         assert!(at("ip daddr 127.0.0.1 return") < at("redirect to :15001"));
         assert_eq!(text.matches('{').count(), text.matches('}').count());
