@@ -2,7 +2,7 @@
 
 use crate::bundle::{CertBundle, CertInfo};
 use crate::crl::Revocations;
-use crate::peer::{PeerCertificate, Role};
+use crate::peer::PeerCertificate;
 use crate::provider::{TlsPolicy, provider};
 use crate::verify::{ClientVerifier, ServerVerifier};
 use aquifer_core::identity::Identity;
@@ -69,6 +69,8 @@ impl IdentityConfigs {
         // Every connection shows its certificate anew: a resumed one would outlive a revoked or expired one.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        // For our own record layer, which see (`stream`).
+        server.enable_secret_extraction = true;
         let (server, options) = (Arc::new(server), options.clone());
         Ok(Self { server, generation, identity, bundle, options, clients: Mutex::default() })
     }
@@ -103,17 +105,18 @@ impl IdentityConfigs {
         client.alpn_protocols = vec![b"h2".to_vec()];
         client.enable_sni = false;
         client.resumption = Resumption::disabled();
+        client.enable_secret_extraction = true;
         client
     }
 
     /// The certificate of the client at the other end of a connection that [`server`](Self::server) accepted.
     pub fn client_of(&self, connection: &CommonState) -> Option<Arc<PeerCertificate>> {
-        PeerCertificate::of(connection, &self.bundle.roots, Role::Client)
+        PeerCertificate::of(connection, &self.bundle.roots)
     }
 
     /// The certificate of the server that a [`client_config`](Self::client_config) reached.
     pub fn server_of(&self, connection: &CommonState) -> Option<Arc<PeerCertificate>> {
-        PeerCertificate::of(connection, &self.bundle.roots, Role::Server)
+        PeerCertificate::of(connection, &self.bundle.roots)
     }
 
     /// Whose they are.

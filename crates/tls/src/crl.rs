@@ -4,27 +4,35 @@
 //! about again whenever it changes. [`CrlFiles`] fills it from CRL_PATH.
 //!
 //! A list speaks for the authority that signed it, and for no other of the same name: while roots are rotated there
-//! are two. A certificate that no list speaks of is not revoked, and a list past its `nextUpdate` still counts: a
-//! list that nobody renews must not lift what it says, nor take the mesh down.
+//! are two. That is decided by the key: the one that signed the certificate signed the list. Whether the authority's
+//! certificate allows lists (cRLSign) plays no part, nor does a chain that leads elsewhere: a peer chooses what it
+//! presents, and none of it may lift what the list says. A certificate that no list speaks of is not revoked, and a
+//! list past its `nextUpdate` still counts: a list that nobody renews must not lift what it says, nor take the mesh
+//! down.
 
 mod files;
+mod signed;
 
 pub use files::{CrlFiles, parse};
 
-use crate::peer::{CertificateId, PeerCertificate, Role};
-use crate::provider::{TlsPolicy, provider};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use crate::peer::{CertificateId, PeerCertificate};
+use rustls::pki_types::CertificateDer;
 use rustls::{CertificateError, Error, RootCertStore};
+use signed::{Key, Signed, Verdict};
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::watch;
-use webpki::{CertRevocationList, EndEntityCert, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 #[cfg(test)]
 mod tests;
 
 /// A revocation list that was read.
-pub type List = CertRevocationList<'static>;
+#[derive(Clone, Debug)]
+pub struct List {
+    content: Arc<CertRevocationList<'static>>,
+    der: Arc<[u8]>,
+}
 
 /// Counts the changes of the lists; 0 before the first.
 pub type RevocationGeneration = u64;
@@ -96,14 +104,12 @@ impl Revocations {
         &self,
         (end_entity, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
         roots: &Arc<RootCertStore>,
-        role: Role,
-        now: UnixTime,
     ) -> Result<(), Error> {
         if self.is_empty() {
             return Ok(());
         }
         let chain = std::iter::once(end_entity).chain(intermediates).map(|c| c.clone().into_owned()).collect();
-        if self.is_revoked(&PeerCertificate::new(chain, roots.clone(), role, now)) {
+        if self.is_revoked(&PeerCertificate::new(chain, roots.clone())) {
             return Err(Error::InvalidCertificate(CertificateError::Revoked));
         }
         Ok(())
@@ -112,35 +118,47 @@ impl Revocations {
 
 impl Lists {
     fn name(&self, peer: &PeerCertificate) -> bool {
-        self.lists.iter().filter(|list| peer.ids.iter().any(|id| lists(list, id))).any(|list| confirm(list, peer))
+        self.lists.iter().any(|list| {
+            let named = |(_, id): &(_, &CertificateId)| list.lists(id);
+            peer.chain.iter().zip(&peer.ids).filter(named).any(|(cert, id)| list.speaks_for(cert, id, peer))
+        })
     }
 }
 
-fn lists(list: &CertRevocationList<'_>, id: &CertificateId) -> bool {
-    list.issuer() == id.issuer && list.find_serial(&id.serial).is_ok_and(|found| found.is_some())
-}
+impl List {
+    fn read(der: &[u8]) -> Result<Self, webpki::Error> {
+        let content = OwnedCertRevocationList::from_der(der)?;
+        Ok(Self { content: Arc::new(content.into()), der: der.into() })
+    }
 
-/// Builds the peer's chain once more with this list: by issuer and serial alone anybody's list would count. Only
-/// those that a list seems to name get here.
-fn confirm(list: &List, peer: &PeerCertificate) -> bool {
-    let [leaf, intermediates @ ..] = &*peer.chain else { return false };
-    let only = [list];
-    let (Ok(leaf), Ok(options)) = (EndEntityCert::try_from(leaf), RevocationOptionsBuilder::new(&only)) else {
-        return false;
-    };
-    let options =
-        options.with_depth(RevocationCheckDepth::Chain).with_status_policy(UnknownStatusPolicy::Allow).build();
-    // What can be verified doesn't depend on the policy.
-    let algorithms = provider(TlsPolicy::default()).signature_verification_algorithms.all;
-    let (roots, usage) = (&peer.roots.roots, peer.role.usage());
-    let verified =
-        leaf.verify_for_usage(algorithms, roots, intermediates, peer.verified_at, usage, Some(options), None);
-    match verified {
-        Err(webpki::Error::CertRevoked) => true,
-        Ok(_) => false,
-        Err(error) => {
-            tracing::warn!(%error, "a revocation list names a peer's certificate but was not signed by its authority");
-            false
+    fn lists(&self, id: &CertificateId) -> bool {
+        // A serial that cannot be looked up is as good as found.
+        self.content.issuer() == id.issuer && !matches!(self.content.find_serial(&id.serial), Ok(None))
+    }
+
+    /// Whether the authority that issued `cert` signed this list too. By name alone anybody's list would count.
+    fn speaks_for(&self, cert: &CertificateDer<'_>, id: &CertificateId, peer: &PeerCertificate) -> bool {
+        let (Some(cert), Some(list)) = (Signed::read(cert), Signed::read(&self.der)) else { return true };
+        let mut foreign = false;
+        for key in Key::of_issuer(&id.issuer, peer) {
+            if cert.verify(&key) != Verdict::Good {
+                continue;
+            }
+            match list.verify(&key) {
+                Verdict::Bad => foreign = true,
+                Verdict::Good => return true,
+                Verdict::Unsupported => {
+                    tracing::warn!(
+                        "a revocation list that names a peer's certificate is signed by an algorithm that is not \
+                         supported here; it counts"
+                    );
+                    return true;
+                }
+            }
         }
+        if foreign {
+            tracing::warn!("a revocation list names a peer's certificate but was not signed by its authority");
+        }
+        false
     }
 }

@@ -1,29 +1,10 @@
 //! A peer's certificate after the handshake, for whoever asks later whether it still holds.
 
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use rustls::{CommonState, RootCertStore};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use webpki::KeyUsage;
-
-/// Which end of a connection shows a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Who connected.
-    Client,
-    /// Who accepted.
-    Server,
-}
-
-impl Role {
-    pub(crate) fn usage(self) -> KeyUsage {
-        match self {
-            Self::Client => KeyUsage::client_auth(),
-            Self::Server => KeyUsage::server_auth(),
-        }
-    }
-}
 
 /// What a peer showed in its handshake, and against what it was verified.
 pub struct PeerCertificate {
@@ -31,9 +12,6 @@ pub struct PeerCertificate {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) ids: Vec<CertificateId>,
     pub(crate) roots: Arc<RootCertStore>,
-    pub(crate) role: Role,
-    /// A certificate that has expired since is no less revoked.
-    pub(crate) verified_at: UnixTime,
     /// The generation of lists that was found not to name it.
     pub(crate) cleared: AtomicU64,
 }
@@ -47,20 +25,16 @@ pub(crate) struct CertificateId {
 
 impl PeerCertificate {
     /// That of an established connection. `None` without one.
-    pub(crate) fn of(connection: &CommonState, roots: &Arc<RootCertStore>, role: Role) -> Option<Arc<Self>> {
+    pub(crate) fn of(connection: &CommonState, roots: &Arc<RootCertStore>) -> Option<Arc<Self>> {
         let chain: Vec<_> = connection.peer_certificates()?.iter().map(|c| c.clone().into_owned()).collect();
-        (!chain.is_empty()).then(|| Arc::new(Self::new(chain, roots.clone(), role, UnixTime::now())))
+        (!chain.is_empty()).then(|| Arc::new(Self::new(chain, roots.clone())))
     }
 
-    /// One whose `chain`, leaf first, was verified against `roots` at that time.
-    pub fn new(
-        chain: Vec<CertificateDer<'static>>,
-        roots: Arc<RootCertStore>,
-        role: Role,
-        verified_at: UnixTime,
-    ) -> Self {
-        let ids = chain.iter().filter_map(id).collect();
-        Self { chain, ids, roots, role, verified_at, cleared: AtomicU64::new(0) }
+    /// One whose `chain`, leaf first, was verified against `roots`.
+    pub fn new(chain: Vec<CertificateDer<'static>>, roots: Arc<RootCertStore>) -> Self {
+        // What cannot be read was no part of what was verified.
+        let (chain, ids) = chain.into_iter().filter_map(|cert| id(&cert).map(|id| (cert, id))).unzip();
+        Self { chain, ids, roots, cleared: AtomicU64::new(0) }
     }
 
     pub(crate) fn is_cleared_by(&self, generation: u64) -> bool {
@@ -79,6 +53,6 @@ pub(crate) fn id(cert: &CertificateDer<'_>) -> Option<CertificateId> {
 
 impl fmt::Debug for PeerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerCertificate").field("role", &self.role).field("ids", &self.ids).finish_non_exhaustive()
+        f.debug_struct("PeerCertificate").field("ids", &self.ids).finish_non_exhaustive()
     }
 }

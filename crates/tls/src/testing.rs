@@ -6,8 +6,8 @@ use aquifer_core::identity::Identity;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
-    CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    PublicKeyData, RevokedCertParams, SanType, SerialNumber,
+    CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -32,6 +32,7 @@ pub(crate) fn client_id() -> Identity {
 
 pub(crate) struct TestCa {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    name: String,
     /// An intermediate's certificate and the root that signed it.
     root: Option<String>,
 }
@@ -56,13 +57,27 @@ impl TestCa {
 
     pub(crate) fn named(name: &str) -> Self {
         let issuer = CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap()).unwrap();
-        Self { issuer, root: None }
+        Self { issuer, name: name.to_owned(), root: None }
     }
 
     pub(crate) fn intermediate(&self) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let issuer = CertifiedIssuer::signed_by(ca_params("intermediate"), key, &self.issuer).unwrap();
-        Self { issuer, root: Some(self.pem()) }
+        self.intermediate_of(|_| ())
+    }
+
+    /// Its KeyUsage names certificates only.
+    pub(crate) fn intermediate_without_crl_sign(&self) -> Self {
+        self.intermediate_of(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign])
+    }
+
+    pub(crate) fn expired_intermediate(&self) -> Self {
+        self.intermediate_of(|params| params.not_after = OffsetDateTime::now_utc() - Duration::hours(1))
+    }
+
+    fn intermediate_of(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = ca_params("intermediate");
+        change(&mut params);
+        let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.issuer).unwrap();
+        Self { issuer, name: "intermediate".to_owned(), root: Some(self.pem()) }
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -140,7 +155,9 @@ impl TestCa {
             revoked_certs: revoked_certs.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.issuer).unwrap().der().to_vec()
+        // rcgen minds the issuer's KeyUsage; whoever holds the key needn't.
+        let signer = Issuer::new(ca_params(&self.name), self.issuer.key());
+        params.signed_by(&signer).unwrap().der().to_vec()
     }
 }
 

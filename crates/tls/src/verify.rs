@@ -2,7 +2,6 @@
 
 use crate::config::TlsOptions;
 use crate::crl::Revocations;
-use crate::peer::Role;
 use crate::provider::provider;
 use aquifer_core::identity::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -107,7 +106,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        self.revocations.check((end_entity, intermediates), &self.roots, Role::Client, now)?;
+        self.revocations.check((end_entity, intermediates), &self.roots)?;
         // Stricter than "any SAN of our domain": the one that becomes the identity must be of it.
         let peer = identity_of(end_entity).ok_or(VerifyError::NoIdentity)?;
         if peer.trust_domain != self.trust_domain {
@@ -168,7 +167,7 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
-        self.revocations.check((end_entity, intermediates), &self.roots, Role::Server, now)?;
+        self.revocations.check((end_entity, intermediates), &self.roots)?;
         let cert = webpki::EndEntityCert::try_from(end_entity)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let met = |uri: &str| uri.parse::<Identity>().is_ok_and(|id| self.expected.contains(&id));

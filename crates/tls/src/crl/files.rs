@@ -12,7 +12,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use time::OffsetDateTime;
-use webpki::OwnedCertRevocationList;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -28,7 +27,7 @@ pub struct CrlFiles {
 #[derive(Default)]
 struct File {
     stamp: Option<Stamp>,
-    good: Vec<OwnedCertRevocationList>,
+    good: Vec<List>,
 }
 
 /// Changes whenever the file's contents do.
@@ -105,7 +104,7 @@ impl CrlFiles {
         if changed {
             let lists: Vec<_> = self.files.values().flat_map(|f| &f.good).cloned().collect();
             tracing::info!(path = %self.path.display(), lists = lists.len(), "revocation lists loaded");
-            self.revocations.publish(lists.into_iter().map(List::from).collect());
+            self.revocations.publish(lists);
         }
         changed
     }
@@ -171,7 +170,7 @@ fn names(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// All lists of a file, each with its `nextUpdate`.
-pub fn parse(bytes: &[u8]) -> Result<Vec<(OwnedCertRevocationList, Option<OffsetDateTime>)>, CrlError> {
+pub fn parse(bytes: &[u8]) -> Result<Vec<(List, Option<OffsetDateTime>)>, CrlError> {
     let pem = bytes.windows(11).any(|w| w == b"-----BEGIN ");
     let ders: Vec<CertificateRevocationListDer<'_>> = if pem {
         let blocks = CertificateRevocationListDer::pem_slice_iter(bytes).collect::<Result<_, _>>();
@@ -185,7 +184,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<(OwnedCertRevocationList, Option<Offset
         return Err(CrlError::Empty);
     }
     let list = |(i, der): (usize, &CertificateRevocationListDer<'_>)| {
-        let list = OwnedCertRevocationList::from_der(der).map_err(|error| CrlError::List { number: i + 1, error })?;
+        let list = List::read(der).map_err(|error| CrlError::List { number: i + 1, error })?;
         let parsed = x509_parser::parse_x509_crl(der).ok();
         let due = parsed.and_then(|(_, crl)| crl.next_update().map(|due| due.to_datetime()));
         Ok((list, due))

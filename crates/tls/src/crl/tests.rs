@@ -14,7 +14,7 @@ fn options() -> TlsOptions {
 
 fn publish(options: &TlsOptions, crls: &[Vec<u8>]) {
     let lists = crls.iter().flat_map(|der| parse(der).unwrap());
-    options.revocations.publish(lists.map(|(list, _)| list.into()).collect());
+    options.revocations.publish(lists.map(|(list, _)| list).collect());
 }
 
 fn pem(der: &[u8]) -> String {
@@ -139,20 +139,73 @@ async fn open_connections_can_be_asked_about() {
     assert!(!revocations.is_revoked(&client) && revocations.is_revoked(&server), "what was cleared is asked anew");
 }
 
-#[tokio::test]
-async fn a_certificate_that_expired_since_is_no_less_revoked() {
+fn roots(of: &[&TestCa]) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    of.iter().for_each(|ca| roots.add(der(&ca.pem())).unwrap());
+    Arc::new(roots)
+}
+
+#[test]
+fn a_certificate_that_expired_is_no_less_revoked() {
     let (ca, options) = (TestCa::new(), options());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = ca.leaf(&key, vec![uri(&client_id().to_string())], -120, -60);
+    let peer = PeerCertificate::new(vec![der(&leaf)], roots(&[&ca]));
+    publish(&options, &[ca.crl(&[&leaf])]);
+    assert!(options.revocations.is_revoked(&peer));
+}
+
+/// Its key says that the list is the authority's; that its certificate's usages don't name lists excuses nobody.
+#[tokio::test]
+async fn an_authority_that_may_not_sign_lists_is_believed_when_it_does() {
+    let (root, options) = (TestCa::new(), options());
+    let ca = root.intermediate_without_crl_sign();
     let pair = pair(&ca, &ca, &options);
-    let (_, far) = pair.shake().await;
-    let shown = far.unwrap().get_ref().1.peer_certificates().unwrap().to_vec();
-    let roots = {
-        let mut r = RootCertStore::empty();
-        r.add(der(&ca.pem())).unwrap();
-        Arc::new(r)
-    };
-    let then = UnixTime::now();
-    let peer = PeerCertificate::new(shown, roots, Role::Client, then);
+    publish(&options, &[ca.crl(&[])]);
+    let (near, far) = pair.shake().await;
+    let (_near, far) = (near.unwrap(), far.unwrap());
+    let open = pair.server.client_of(far.get_ref().1).unwrap();
+    assert!(!options.revocations.is_revoked(&open));
+
     publish(&options, &[ca.crl(&[&pair.client.leaf().pem])]);
+    assert!(options.revocations.is_revoked(&open), "the open connection");
+    let (_, far) = pair.shake().await;
+    assert_eq!(reason_of(&far.err().unwrap()), Reason::CertificateRevoked, "the next handshake");
+}
+
+/// A peer presents what it likes: nothing that lies beside its chain may hide what a list says of it.
+#[test]
+fn what_else_a_peer_presents_hides_nothing() {
+    let (old, root, options) = (TestCa::new(), TestCa::new(), options());
+    let key = rcgen::KeyPair::generate().unwrap();
+    for ca in [root.intermediate(), root.intermediate_without_crl_sign()] {
+        let leaf = ca.leaf(&key, vec![uri(&client_id().to_string())], -120, 3600);
+        publish(&options, &[ca.crl(&[&leaf])]);
+        // Another authority of the same name, one that expired, and what is no certificate at all.
+        let (namesake, expired) = (old.intermediate(), root.expired_intermediate());
+        let junk = CertificateDer::from(vec![0x30, 0x01, 0x00]);
+        let beside = [der(&namesake.pem()), der(&expired.pem()), junk];
+        for at in 1..=beside.len() + 1 {
+            let mut chain = vec![der(&leaf)];
+            chain.extend(beside.clone());
+            chain.insert(at, der(&ca.pem()));
+            // While roots are rotated there are two of one name.
+            let peer = PeerCertificate::new(chain, roots(&[&old, &root]));
+            assert!(options.revocations.is_revoked(&peer), "{at}");
+        }
+    }
+}
+
+/// Two roots of one name, both trusted: each speaks for what it issued itself.
+#[test]
+fn of_two_trusted_namesakes_each_speaks_for_its_own() {
+    let (old, new, options) = (TestCa::new(), TestCa::new(), options());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = new.leaf(&key, vec![uri(&client_id().to_string())], -120, 3600);
+    let peer = PeerCertificate::new(vec![der(&leaf)], roots(&[&old, &new]));
+    publish(&options, &[old.crl(&[&leaf])]);
+    assert!(!options.revocations.is_revoked(&peer));
+    publish(&options, &[old.crl(&[&leaf]), new.crl(&[&leaf])]);
     assert!(options.revocations.is_revoked(&peer));
 }
 
@@ -175,7 +228,7 @@ impl Watched {
         let leaf = ca.configs(&client_id(), 3600).leaf().pem.clone();
         let mut roots = RootCertStore::empty();
         roots.add(der(&ca.pem())).unwrap();
-        let peer = PeerCertificate::new(vec![der(&leaf)], Arc::new(roots), Role::Client, UnixTime::now());
+        let peer = PeerCertificate::new(vec![der(&leaf)], Arc::new(roots));
         (Self { files: CrlFiles::new(path, revocations.clone()), peer, revocations }, leaf)
     }
 

@@ -3,7 +3,6 @@ use std::net::Ipv4Addr;
 use aquifer_core::identity::Identity;
 use aquifer_core::state::Update;
 use aquifer_proto::security::Action;
-use aquifer_tls::Role;
 use futures_util::FutureExt;
 
 use super::*;
@@ -146,12 +145,11 @@ impl Authority {
         Self { issuer, roots: Arc::new(roots) }
     }
 
-    fn issue(&self, serial: u64, role: Role) -> Arc<PeerCertificate> {
+    fn issue(&self, serial: u64) -> Arc<PeerCertificate> {
         let mut params = rcgen::CertificateParams::default();
         params.serial_number = Some(serial.into());
         let leaf = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &self.issuer).unwrap();
-        let now = rustls::pki_types::UnixTime::now();
-        Arc::new(PeerCertificate::new(vec![leaf.der().clone()], self.roots.clone(), role, now))
+        Arc::new(PeerCertificate::new(vec![leaf.der().clone()], self.roots.clone()))
     }
 
     fn revoke(&self, revocations: &Revocations, serials: &[u64]) {
@@ -174,7 +172,7 @@ impl Authority {
         };
         let list = params.signed_by(&self.issuer).unwrap();
         let lists = aquifer_tls::crl::parse(list.der()).unwrap();
-        revocations.publish(lists.into_iter().map(|(list, _)| list.into()).collect());
+        revocations.publish(lists.into_iter().map(|(list, _)| list).collect());
     }
 }
 
@@ -183,7 +181,7 @@ fn a_list_cuts_connections_of_both_directions_and_tunnels_by_their_peers() {
     let (ca, revocations, table) = (Authority::new(), Revocations::new(), ConnTable::default());
     let web = workload(pod("shop", "web", [10, 0, 0, 1]));
     let uid = PodUid::new("1");
-    let (bad, good, server) = (ca.issue(1, Role::Client), ca.issue(2, Role::Client), ca.issue(3, Role::Server));
+    let (bad, good, server) = (ca.issue(1), ca.issue(2), ca.issue(3));
     let ends = [Cancel::new(), Cancel::new()];
     let _tunnels = [table.open_tunnel(bad.clone(), ends[0].clone()), table.open_tunnel(good.clone(), ends[1].clone())];
     let open = |certificate: &Arc<PeerCertificate>| {
