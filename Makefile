@@ -31,7 +31,7 @@ test-boring: preflight deps ## Run the tests of all that speaks TLS on BoringSSL
 	@scripts/deps $(BORING_PACKAGES)
 	@scripts/test-boring
 
-mutants: preflight deps ## Break 20 named lines one by one; a test must notice each (tests/mutants.toml).
+mutants: preflight deps ## Break the lines that tests/mutants.toml names, one by one; a test must notice each.
 	@scripts/mutants
 
 lint: deps ## Formatting, clippy with warnings denied, licences and sources.

@@ -38,7 +38,8 @@ reasons! {
     PolicyDenied = "policy_denied", 401, "DENY";
     /// There are ALLOW policies and none matched.
     PolicyNotAllowed = "policy_not_allowed", 401, "DENY";
-    /// The workload names a policy that is not known here.
+    /// The workload names a policy that is not known here. A control plane that never sends it is lived with by
+    /// AUTHZ_UNKNOWN_POLICY=skip.
     PolicyUnknown = "policy_unknown", 401, "DENY";
     /// The connection was open when a policy, or what it judges, changed.
     PolicyChanged = "policy_changed", 401, "DENY";
