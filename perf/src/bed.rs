@@ -9,6 +9,7 @@ use aquifer_lab::{Component, Lab, LabOptions, Netns, PodInfo};
 use crate::measure::counters::{self, Counters};
 use crate::mode::Mode;
 use crate::options::BenchOptions;
+use crate::sidecar::{self, PodRef, Sidecars};
 use crate::{manifests, tuning};
 
 /// The namespace of everything that is measured.
@@ -43,6 +44,7 @@ pub(crate) struct Bed {
     pub(crate) lab: Lab,
     far: PodInfo,
     near: PodInfo,
+    sidecars: Option<Sidecars>,
     /// The lab's own /proc, as this process sees it.
     proc: PathBuf,
 }
@@ -52,7 +54,7 @@ impl Bed {
     pub(crate) async fn start(mode: Mode, options: &BenchOptions) -> Result<Self> {
         ensure!(mode != Mode::Waypoint, "not available: no waypoint is deployed");
         let lab = Lab::start(lab_options(mode, options)).await?;
-        lab.apply(&manifests::bench(mode.is_mesh())).await?;
+        lab.apply(&manifests::bench(mode.is_mesh(), options.threads())).await?;
         lab.wait_namespace_ready(NAMESPACE).await?;
         if mode.is_mesh() {
             lab.wait_enrolled(NAMESPACE, true).await?;
@@ -60,12 +62,16 @@ impl Bed {
         let pod = async |deployment: &str| lab.pod(NAMESPACE, deployment).await;
         let (far, near) = (pod("far").await?, pod("near").await?);
         let proc = Path::new("/proc").join(lab.pid()?.to_string()).join("root/proc");
-        let bed = Self { mode, lab, far, near, proc };
+        let mut bed = Self { mode, lab, far, near, sidecars: None, proc };
         for netns in bed.netnses() {
             tuning::apply(&bed.lab, &netns).await?;
         }
         for deployment in ["client", "near", "far"] {
             tuning::check_interface(&bed.lab, &pod_netns(deployment), "eth0").await?;
+        }
+        if let Some(kind) = mode.sidecars() {
+            let pods = ["client", "near", "far"].map(|name| PodRef::new(NAMESPACE, name));
+            bed.sidecars = Some(sidecar::install(&bed.lab, &envoy(options)?, &pods, kind).await?);
         }
         bed.wait_in_force().await?;
         Ok(bed)
@@ -73,6 +79,7 @@ impl Bed {
 
     /// Ends the lab.
     pub(crate) async fn stop(self) -> Result<()> {
+        drop(self.sidecars);
         self.lab.down().await?;
         Ok(())
     }
@@ -103,8 +110,15 @@ impl Bed {
         Ok(output.stdout)
     }
 
-    /// The proxies that the traffic passes, as folders below /proc.
-    pub(crate) async fn proxies(&self) -> Result<Vec<PathBuf>> {
+    /// The proxies that the traffic passes (both sides), as folders below /proc.
+    pub(crate) async fn proxies(&self, place: Place) -> Result<Vec<PathBuf>> {
+        if let Some(sidecars) = &self.sidecars {
+            let server = if place == Place::Across { &self.far } else { &self.near };
+            let passed = sidecars
+                .iter()
+                .filter(|sidecar| sidecar.pod.name == server.name || sidecar.pod.name.starts_with("client-"));
+            return Ok(passed.map(|sidecar| Path::new("/proc").join(sidecar.pid.to_string())).collect());
+        }
         let status = self.lab.status().await?;
         let ztunnels = status.components.iter().filter(|found| matches!(found.component, Component::Ztunnel(_)));
         Ok(ztunnels.filter_map(|found| found.pid).map(|pid| self.proc.join(pid.to_string())).collect())
@@ -143,8 +157,8 @@ impl Bed {
                     why = Some(format!("{}: {}", self.url(place), output.stderr.trim()));
                 }
             }
-            if why.is_none() && self.mode.is_mesh() && !self.is_encrypted().await? {
-                why = Some("ztunnel on node2 saw no connection with mutual TLS".to_owned());
+            if why.is_none() {
+                why = self.is_open().await?;
             }
             match why {
                 None => return Ok(()),
@@ -156,11 +170,28 @@ impl Bed {
         }
     }
 
-    async fn is_encrypted(&self) -> Result<bool> {
+    /// Why what passed was not encrypted, if it was not.
+    async fn is_open(&self) -> Result<Option<String>> {
+        if let Some(sidecars) = &self.sidecars {
+            return Ok(sidecars.verify(&self.lab).await.err().map(|error| error.to_string()));
+        }
+        if !self.mode.is_mesh() {
+            return Ok(None);
+        }
         let labels = ["reporter=\"destination\"", "connection_security_policy=\"mutual_tls\""];
         let seen = self.lab.metric(Component::ztunnel("node2"), "istio_tcp_connections_opened_total", &labels).await?;
-        Ok(seen > 0.0)
+        Ok((seen == 0.0).then(|| "ztunnel on node2 saw no connection with mutual TLS".to_owned()))
     }
+}
+
+/// The Envoy asked for, or the one beside the build folder's profiles.
+fn envoy(options: &BenchOptions) -> Result<PathBuf> {
+    if let Some(path) = &options.envoy {
+        return Ok(path.clone());
+    }
+    let own = std::env::current_exe().context("finding the running binary")?;
+    let target = own.ancestors().nth(2).context("the running binary lies in no build folder: say --envoy")?;
+    sidecar::find_envoy(&target.join("bench/venv")).context("not available (or say --envoy)")
 }
 
 fn lab_options(mode: Mode, options: &BenchOptions) -> LabOptions {

@@ -9,10 +9,10 @@ pub(crate) const BULK: u16 = 5201;
 const PAGE: usize = 1024;
 
 /// A client and a server on node1, a server on node2.
-pub(crate) fn bench(ambient: bool) -> String {
+pub(crate) fn bench(ambient: bool, threads: u32) -> String {
     let label = if ambient { "  labels:\n    istio.io/dataplane-mode: ambient\n" } else { "" };
     let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: bench\n{label}");
-    let servers = servers();
+    let servers = servers(threads);
     [
         namespace,
         deployment("client", "node1", &container("idle", "exec sleep infinity", None)),
@@ -22,20 +22,20 @@ pub(crate) fn bench(ambient: bool) -> String {
     .join("---\n")
 }
 
-fn servers() -> String {
-    let nginx = format!("cat > /tmp/nginx.conf <<'CONF'\n{}CONF\nexec nginx -c /tmp/nginx.conf\n", nginx());
+fn servers(threads: u32) -> String {
+    let nginx = format!("cat > /tmp/nginx.conf <<'CONF'\n{}CONF\nexec nginx -c /tmp/nginx.conf\n", nginx(threads));
     let iperf3 = format!("exec iperf3 -s -p {BULK}");
     container("nginx", &nginx, Some(HTTP)) + &container("iperf3", &iperf3, None)
 }
 
-/// Two workers with a listener each, connections kept for ever, no log, no file touched.
-fn nginx() -> String {
+/// Each worker with a listener of its own, connections kept for ever, no log, no file touched.
+fn nginx(threads: u32) -> String {
     let page = "x".repeat(PAGE);
     format!(
         "daemon off;
 pid /tmp/nginx.pid;
 error_log stderr crit;
-worker_processes 2;
+worker_processes {threads};
 worker_rlimit_nofile 20000;
 events {{ worker_connections 16384; }}
 http {{
@@ -117,10 +117,10 @@ mod tests {
 
     #[test]
     fn the_page_has_a_kibibyte_and_only_a_mesh_is_labelled() {
-        let plain = bench(false);
+        let plain = bench(false, 1);
         assert!(plain.contains(&format!("return 200 \"{}\"", "x".repeat(1024))));
         assert!(!plain.contains("dataplane-mode"));
-        assert!(bench(true).contains("istio.io/dataplane-mode: ambient"));
+        assert!(bench(true, 1).contains("istio.io/dataplane-mode: ambient"));
         assert_eq!(plain.matches("kind: Deployment").count(), 3);
     }
 }

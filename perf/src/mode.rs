@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::sidecar::SidecarKind;
+
 /// How the pods' traffic goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -57,9 +59,13 @@ impl Mode {
         matches!(self, Self::Ambient | Self::Base | Self::Waypoint)
     }
 
-    /// Whether the pods get Envoys.
-    pub fn is_sidecar(self) -> bool {
-        matches!(self, Self::SidecarTcp | Self::SidecarHttp)
+    /// The Envoys that the pods get.
+    pub(crate) fn sidecars(self) -> Option<SidecarKind> {
+        match self {
+            Self::SidecarTcp => Some(SidecarKind::Tcp),
+            Self::SidecarHttp => Some(SidecarKind::Http),
+            _ => None,
+        }
     }
 }
 

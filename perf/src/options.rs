@@ -51,12 +51,30 @@ pub struct BenchOptions {
     /// Worker threads of each ztunnel [default: its own]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
+    /// Threads of the client and of the web server, each [default: a quarter of the cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: Option<u32>,
     /// The Envoy of the sidecar modes [default: the one that `make bench` installs]
     #[arg(long, value_name = "FILE")]
     pub envoy: Option<PathBuf>,
     /// Name works and modes, and end
     #[arg(long)]
     pub list: bool,
+}
+
+impl BenchOptions {
+    /// Threads of the client and of the web server. The proxies are what is measured: they get the other half.
+    pub(crate) fn threads(&self) -> u32 {
+        self.threads.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            u32::try_from(cores / 4).unwrap_or(1).max(1)
+        })
+    }
+
+    /// The length of each run.
+    pub(crate) fn seconds(&self) -> u32 {
+        self.seconds.unwrap_or(if self.quick { 2 } else { 3 })
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

@@ -12,7 +12,7 @@ use crate::measure::memory;
 use crate::mode::Mode;
 use crate::options::BenchOptions;
 use crate::results::{Metric, Results, Sample, WorkResult};
-use crate::tools::{self, Outcome, iperf3, wrk};
+use crate::tools::{Outcome, iperf3, wrk};
 use crate::work::{Kind, WORKS, Work};
 
 /// More failed requests than this share spoil a run.
@@ -89,7 +89,7 @@ fn turns(beds: &[Bed], round: u32, seed: u64) -> impl Iterator<Item = &Bed> {
 
 /// One run, with what it cost.
 async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Result<Sample> {
-    let proxies = bed.proxies().await?;
+    let proxies = bed.proxies(work.place).await?;
     let counters = bed.counters().await?;
     let (machine, own) = (Cpu::of_machine()?, Cpu::of_processes(&proxies));
     let outcome = load(bed, work, options).await?;
@@ -109,18 +109,18 @@ async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Res
 }
 
 async fn load(bed: &Bed, work: &Work, options: &BenchOptions) -> Result<Outcome> {
-    let seconds = options.seconds.unwrap_or(if options.quick { 2 } else { 3 });
+    let (seconds, threads) = (options.seconds(), options.threads());
     match work.kind {
         Kind::Bulk { streams } => {
             let args = iperf3::args(&bed.server(work.place), manifests::BULK, streams, seconds);
             iperf3::parse(&bed.client(&args).await?)
         }
         Kind::Http { connections } => {
-            let args = wrk::args(&bed.url(work.place), connections, tools::THREADS, seconds, true);
+            let args = wrk::args(&bed.url(work.place), connections, threads, seconds, true);
             wrk::parse(&bed.client(&args).await?)
         }
         Kind::Connect { at_once } => {
-            let args = wrk::args(&bed.url(work.place), at_once, tools::THREADS, seconds, false);
+            let args = wrk::args(&bed.url(work.place), at_once, threads, seconds, false);
             wrk::parse(&bed.client(&args).await?)
         }
     }

@@ -32,6 +32,3 @@ pub(crate) struct Latency {
     /// The slowest.
     pub(crate) max: f64,
 }
-
-/// Threads of a client that can have several.
-pub(crate) const THREADS: u32 = 2;
