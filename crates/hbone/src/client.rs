@@ -1,9 +1,9 @@
 //! The connecting end of one HBONE connection, without the pool.
 
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, RESET_KEPT, RESETS_KEPT};
 use crate::credit::Budget;
 use crate::error::ConnectError;
-use crate::flood::Flood;
+use crate::flood::{self, Flood};
 use crate::guard::{Guard, Watch};
 use crate::keepalive;
 use crate::stream::H2Stream;
@@ -38,6 +38,7 @@ pub struct HboneRequest {
 pub struct Client {
     send: SendRequest<Bytes>,
     tuning: Tuning,
+    watch: Watch,
     response_timeout: Duration,
 }
 
@@ -57,10 +58,11 @@ impl Client {
         if head.status != StatusCode::OK {
             return Err(ConnectError::Status { status: head.status, headers: Box::new(head.headers) });
         }
+        self.watch.served();
         Ok((H2Stream::new(send, recv, credit), head.headers))
     }
 
-    /// Whether the connection takes new streams. False after a GOAWAY or a failure.
+    /// Whether the connection takes new streams. False after a GOAWAY or a failure, and when another should be made.
     pub fn is_open(&self) -> bool {
         self.clone().probe()
     }
@@ -68,7 +70,7 @@ impl Client {
     /// The same for whoever owns this handle alone, without another.
     pub(crate) fn probe(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        !matches!(self.send.poll_ready(&mut cx), Poll::Ready(Err(_)))
+        !self.watch.worn() && !matches!(self.send.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     /// Streams that the peer allows at once, as far as known.
@@ -118,7 +120,7 @@ where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let windows = config.windows.legal();
-    let io = Guard::new(io, 0);
+    let io = Guard::client(io);
     let watch = io.watch();
     let tuning = Tuning::new(windows, budget, watch.clone());
     let (stream_window, connection_window) = tuning.initial();
@@ -130,9 +132,14 @@ where
         .max_header_list_size(config.max_header_list)
         .max_send_buffer_size(windows.send_buffer)
         .initial_max_send_streams(INITIAL_MAX_STREAMS)
+        .max_concurrent_reset_streams(RESETS_KEPT)
+        .reset_stream_duration(RESET_KEPT)
+        .max_local_error_reset_streams(Some(flood::FAULTS))
+        .data_frame_budget(windows.connection as usize)
         .handshake(io)
         .await?;
-    let client = Client { send, tuning: tuning.clone(), response_timeout: config.response_timeout };
+    let client =
+        Client { send, tuning: tuning.clone(), watch: watch.clone(), response_timeout: config.response_timeout };
     Ok((client, Driver { connection, tuning, watch, keepalive: config.keepalive }))
 }
 

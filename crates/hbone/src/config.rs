@@ -49,6 +49,13 @@ impl Windows {
     }
 }
 
+/// Streams that we have reset and still know, so that what their peer had under way is passed over in silence: all that
+/// can be open at once, twice (they are cut, opened anew and cut again). Of a stream that is forgotten each frame costs
+/// another reset.
+pub(crate) const RESETS_KEPT: usize = 1024;
+/// And for how long: the peer may have seconds of data under way.
+pub(crate) const RESET_KEPT: Duration = Duration::from_secs(10);
+
 /// PINGs that notice a dead peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {

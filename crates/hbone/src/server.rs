@@ -1,8 +1,8 @@
 //! The accepting end: one HTTP/2 connection, a task per CONNECT.
 
-use crate::config::ServerConfig;
-use crate::credit::Budget;
-use crate::flood::Flood;
+use crate::config::{RESET_KEPT, RESETS_KEPT, ServerConfig};
+use crate::credit::{Budget, now};
+use crate::flood::{self, Flood};
 use crate::guard::{Guard, Watch};
 use crate::keepalive;
 use crate::stream::H2Stream;
@@ -15,9 +15,11 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+#[cfg(test)]
+mod honest;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
@@ -25,8 +27,6 @@ mod stalls;
 #[cfg(test)]
 mod tests;
 
-/// Length of a client's preface, before its first frame (RFC 9113, 3.4).
-const PREFACE_LEN: usize = 24;
 /// Time to tell a peer why it is sent away.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -117,7 +117,7 @@ where
     H: Fn(ConnectRequest) -> F,
     F: Future<Output = ()> + 'static,
 {
-    let io = Guard::new(io, PREFACE_LEN);
+    let io = Guard::server(io);
     let watch = io.watch();
     let tuning = Tuning::new(config.windows.legal(), budget, watch.clone());
     let Some(mut connection) = handshake(io, config, tuning.initial(), &cancel).await? else {
@@ -141,6 +141,11 @@ where
                     asked = true;
                     let (request, respond) = (*request)?;
                     let credit = tuning.open(request.body().stream_id().as_u32());
+                    if watch.worn() && !draining {
+                        // The client makes another connection; its streams here go on.
+                        draining = true;
+                        connection.graceful_shutdown();
+                    }
                     match ConnectRequest::new(request, respond, credit, &watch) {
                         Ok(request) => {
                             tracker.spawn_local("hbone-stream", handler(request));
@@ -221,8 +226,12 @@ where
         .max_header_list_size(config.max_header_list)
         .max_concurrent_streams(config.max_concurrent_streams)
         .max_send_buffer_size(windows.send_buffer)
-        // All of an honest peer's streams may be given up while we are busy.
-        .max_pending_accept_reset_streams(config.max_concurrent_streams as usize)
+        // All of an honest peer's streams may be given up while we are busy, and those that it opens instead.
+        .max_pending_accept_reset_streams(4 * config.max_concurrent_streams as usize)
+        .max_concurrent_reset_streams(RESETS_KEPT.max(2 * config.max_concurrent_streams as usize))
+        .reset_stream_duration(RESET_KEPT)
+        .max_local_error_reset_streams(Some(flood::FAULTS))
+        .data_frame_budget(windows.connection as usize)
         .handshake::<_, Bytes>(io);
     tokio::select! {
         biased;
@@ -241,6 +250,7 @@ pub struct ConnectRequest {
     recv: RecvStream,
     credit: StreamCredit,
     watch: Watch,
+    asked: Instant,
 }
 
 impl ConnectRequest {
@@ -260,7 +270,7 @@ impl ConnectRequest {
         } else {
             None
         };
-        let request = Self { head, respond, recv, credit, watch: watch.clone() };
+        let request = Self { head, respond, recv, credit, watch: watch.clone(), asked: now() };
         let Some(unfit) = unfit else { return Ok(request) };
         request.refuse(StatusCode::BAD_REQUEST);
         Err(unfit)
@@ -281,7 +291,8 @@ impl ConnectRequest {
     pub fn accept(mut self, headers: HeaderMap) -> Result<H2Stream, h2::Error> {
         let mut response = Response::new(());
         *response.headers_mut() = headers;
-        let send = self.respond.send_response(response, false).inspect_err(|_| self.watch.early_reset())?;
+        let send = self.respond.send_response(response, false).inspect_err(|_| self.given_up())?;
+        self.watch.served();
         Ok(H2Stream::new(send, self.recv, self.credit))
     }
 
@@ -291,7 +302,7 @@ impl ConnectRequest {
         let mut response = Response::new(());
         *response.status_mut() = status;
         if self.respond.send_response(response, true).is_err() {
-            self.watch.early_reset();
+            self.given_up();
             self.respond.send_reset(Reason::NO_ERROR);
         }
     }
@@ -300,7 +311,11 @@ impl ConnectRequest {
     pub async fn abandoned(&mut self) {
         // Any outcome means that nobody waits: a reset, or a broken connection.
         if poll_fn(|cx| self.respond.poll_reset(cx)).await.is_ok() {
-            self.watch.early_reset();
+            self.given_up();
         }
+    }
+
+    fn given_up(&self) {
+        self.watch.early_reset(now().saturating_duration_since(self.asked));
     }
 }
