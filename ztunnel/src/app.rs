@@ -43,9 +43,6 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start isn't lost.
     let mut signals = Signals::new()?;
     let quit = Arc::new(Notify::new());
-    for setting in &config.without_effect {
-        tracing::warn!(setting, "this setting has no effect in this version");
-    }
     let config = Arc::new(config);
     let readiness = Readiness::new();
     let mut registry = Registry::default();
@@ -64,7 +61,10 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         control_tasks.spawn("revocation-lists", files.run(control.clone()));
     }
     let options = TlsOptions { policy: config.tls.policy, revocations: revocations.clone() };
-    let certs = CertManager::with_options(options);
+    let certs = match config.ca {
+        Some(_) => CertManager::with_options(options),
+        None => CertManager::without_authority(options),
+    };
     let identities = Identities::new(&config.node.name, certs.clone());
     let (writer, state) = store::store();
     let (published, published_rx) = watch::channel(0);

@@ -1,7 +1,7 @@
 //! Every setting, under Istio's names, read once. Nothing else in this crate looks at the environment.
 //!
 //! Each part of the program gets its own small struct, not the whole. Faults are collected, so that a person mends
-//! them in one go; settings that are known but do nothing here yet are named, so that nobody relies on them.
+//! them in one go. A setting that asks for what this proxy doesn't do is a fault too: nobody shall rely on it in vain.
 
 mod read;
 
@@ -48,8 +48,6 @@ pub struct Config {
     pub workers: usize,
     /// From SIGTERM to the cut.
     pub termination_deadline: Duration,
-    /// Known settings that were set and have no effect here.
-    pub without_effect: Vec<String>,
 }
 
 /// Who and where this proxy is.
@@ -95,6 +93,8 @@ pub enum RootCert {
     File(PathBuf),
     /// PEM in the variable itself.
     Pem(String),
+    /// `SYSTEM`: the authorities that the operating system trusts.
+    System,
 }
 
 /// How we show who we are.
@@ -170,8 +170,10 @@ pub struct Proxy {
     pub reuse_port: bool,
     /// Every TCP socket's options.
     pub tcp: TcpOptions,
-    /// For TCP to an application or to a peer.
+    /// For TCP to an application or to a peer, and for the certificate to show to a peer.
     pub connect_timeout: Duration,
+    /// For a peer's TLS handshake, and for the certificate to show to it.
+    pub handshake_timeout: Duration,
     /// `HTTP2_STREAM_WINDOW_SIZE`, if set.
     pub stream_window: Option<u32>,
     /// `HTTP2_CONNECTION_WINDOW_SIZE`, if set.

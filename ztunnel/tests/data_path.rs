@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
+#[allow(dead_code)] // Shared with the other tests of the data path.
 mod support;
 
 use std::io::ErrorKind;

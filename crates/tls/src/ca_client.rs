@@ -74,13 +74,28 @@ impl Source {
     }
 }
 
+/// Whose signature on a server's certificate counts.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// That of the authorities in this PEM text.
+    Given(Source),
+    /// That of those which the operating system trusts.
+    System,
+}
+
+impl From<Source> for Roots {
+    fn from(source: Source) -> Self {
+        Self::Given(source)
+    }
+}
+
 /// How to reach the CA and as whom. No `Debug`: it may hold a token.
 #[derive(Clone)]
 pub struct CaConfig {
     /// `https://host:port`; `http://` is plaintext, for tests and for peers on the same host.
     pub address: String,
     /// The roots that the CA's own certificate must chain to (CA_ROOT_CA).
-    pub root: Source,
+    pub root: Roots,
     /// The name to verify instead of the address's host (ALT_CA_HOSTNAME).
     pub alt_hostname: Option<String>,
     /// The bearer token (AUTH_TOKEN); none, no header.
@@ -117,19 +132,28 @@ impl IstioCaClient {
     /// simpler than watching it, and misses nothing.
     fn channel(&self) -> Result<Channel, CaError> {
         let plaintext = self.config.address.starts_with("http://");
-        let root = if plaintext { String::new() } else { self.config.root.read()? };
+        let root = match &self.config.root {
+            Roots::Given(source) if !plaintext => source.read()?,
+            // The system's roots change with its packages; a container is made anew then.
+            Roots::Given(_) | Roots::System => String::new(),
+        };
         let mut cached = self.channel.lock();
         if let Some((made_with, channel)) = &*cached
             && *made_with == root
         {
             return Ok(channel.clone());
         }
-        let channel = self.endpoint((!plaintext).then_some(&root))?.connect_lazy();
+        let tls = match &self.config.root {
+            _ if plaintext => None,
+            Roots::Given(_) => Some(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&root))),
+            Roots::System => Some(ClientTlsConfig::new().with_native_roots()),
+        };
+        let channel = self.endpoint(tls)?.connect_lazy();
         *cached = Some((root, channel.clone()));
         Ok(channel)
     }
 
-    fn endpoint(&self, root: Option<&String>) -> Result<Endpoint, CaError> {
+    fn endpoint(&self, tls: Option<ClientTlsConfig>) -> Result<Endpoint, CaError> {
         let setting =
             |e: &dyn std::fmt::Display| CaError::Setting(format!("CA address {:?}: {e}", self.config.address));
         let uri: Uri = self.config.address.parse().map_err(|e| setting(&e))?;
@@ -138,12 +162,17 @@ impl IstioCaClient {
             .timeout(self.config.timeout)
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        let Some(root) = root else { return Ok(endpoint) };
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
+        let Some(mut tls) = tls else { return Ok(endpoint) };
         if let Some(name) = &self.config.alt_hostname {
             tls = tls.domain_name(name);
         }
-        endpoint.tls_config(tls).map_err(|e| setting(&e))
+        endpoint.tls_config(tls).map_err(|e| match &self.config.root {
+            Roots::Given(_) => setting(&e),
+            Roots::System => CaError::Setting(format!(
+                "CA_ROOT_CA=SYSTEM: {}: install ca-certificates, or name a PEM file by SSL_CERT_FILE or CA_ROOT_CA",
+                std::error::Error::source(&e).unwrap_or(&e)
+            )),
+        })
     }
 
     fn request(&self, identity: &Identity, csr: String) -> Result<tonic::Request<IstioCertificateRequest>, CaError> {

@@ -53,6 +53,8 @@ pub struct CertManager {
 
 struct Shared {
     options: TlsOptions,
+    /// Whether anybody issues certificates.
+    has_authority: bool,
     schedule: Mutex<Schedule>,
     certs: RwLock<HashMap<Identity, watch::Sender<Cert>>>,
     changed: Notify,
@@ -79,8 +81,17 @@ impl CertManager {
 
     /// The same, with all configurations made under `options`.
     pub fn with_options(options: TlsOptions) -> Self {
+        Self::build(options, true)
+    }
+
+    /// One that nobody issues certificates for: who asks is told so at once.
+    pub fn without_authority(options: TlsOptions) -> Self {
+        Self::build(options, false)
+    }
+
+    fn build(options: TlsOptions, has_authority: bool) -> Self {
         let schedule = Mutex::new(Schedule::new());
-        let shared = Shared { options, schedule, certs: RwLock::default(), changed: Notify::new() };
+        let shared = Shared { options, has_authority, schedule, certs: RwLock::default(), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -108,14 +119,23 @@ impl CertManager {
         }
     }
 
-    /// The configurations for `identity`. Waits for the first certificate; once a fetch has failed and there is no
-    /// valid one, gives its error at once.
-    pub async fn get(&self, identity: &Identity) -> Result<Arc<IdentityConfigs>, CertError> {
+    /// The configurations for `identity`. Waits for the first certificate until `deadline`; once a fetch has failed and
+    /// there is no valid one, or without an authority, gives the error at once.
+    pub async fn get(&self, identity: &Identity, deadline: Instant) -> Result<Arc<IdentityConfigs>, CertError> {
+        let since = Instant::now();
+        let first = tokio::time::timeout_at(deadline, self.first(identity)).await;
+        first.unwrap_or_else(|_| Err(CertError::Late { identity: identity.clone(), waited: since.elapsed() }))
+    }
+
+    async fn first(&self, identity: &Identity) -> Result<Arc<IdentityConfigs>, CertError> {
         let mut cert = {
             let certs = self.shared.certs.read();
             let cert = certs.get(identity).ok_or_else(|| CertError::NotWanted(identity.clone()))?;
             if let Some(done) = cert.borrow().outcome(identity) {
                 return done;
+            }
+            if !self.shared.has_authority {
+                return Err(CertError::NoAuthority(identity.clone()));
             }
             cert.subscribe()
         };
@@ -139,6 +159,9 @@ impl CertManager {
     pub fn dump(&self) -> Vec<CertStatus> {
         let certs = self.shared.certs.read();
         let mut all: Vec<_> = certs.iter().map(|(identity, cert)| cert.borrow().status(identity)).collect();
+        for status in all.iter_mut().filter(|_| !self.shared.has_authority) {
+            status.state = CertState::Unavailable(CertError::NoAuthority(status.identity.clone()));
+        }
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
         all
     }

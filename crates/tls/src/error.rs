@@ -5,6 +5,7 @@ use aquifer_core::reason::Reason;
 use rustls::CertificateError;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why there is no certificate for an identity.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -20,6 +21,17 @@ pub enum CertError {
         /// Why.
         source: Arc<CaError>,
     },
+    /// The authority has said nothing yet, and the caller had no more time.
+    #[error("no certificate for {identity}: the certificate authority has not answered for {waited:?}")]
+    Late {
+        /// Of whom.
+        identity: Identity,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// There is nobody to issue one.
+    #[error("no certificate for {0}: CA_ADDRESS is empty, so there is no certificate authority")]
+    NoAuthority(Identity),
     /// It expired and has not been replaced yet.
     #[error("the certificate of {0} has expired")]
     Expired(Identity),
@@ -32,7 +44,9 @@ impl CertError {
     /// Its place in the mesh's list of reasons.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NotWanted(_) | Self::Fetch { .. } | Self::Expired(_) => Reason::IdentityUnavailable,
+            Self::NotWanted(_) | Self::Fetch { .. } | Self::Late { .. } | Self::NoAuthority(_) | Self::Expired(_) => {
+                Reason::IdentityUnavailable
+            }
             Self::Closed => Reason::Shutdown,
         }
     }

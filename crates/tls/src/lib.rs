@@ -38,6 +38,6 @@ pub use cert_manager::{CertManager, CertState, CertStatus};
 pub use config::{IdentityConfigs, TlsOptions};
 pub use crl::{CrlFiles, Revocations};
 pub use error::{CertError, explain, reason_of};
-pub use peer::{PeerCertificate, Role};
+pub use peer::PeerCertificate;
 pub use provider::TlsPolicy;
 pub use verify::{VerifyError, peer_identity};

@@ -9,7 +9,7 @@ use aquifer_hbone::{ClientConfig, PoolConfig, ServerConfig, Windows};
 use aquifer_proto::{type_url, xds};
 use aquifer_runtime::metrics::Registry;
 use aquifer_tls::CaConfig;
-use aquifer_tls::ca_client::Source;
+use aquifer_tls::ca_client::{Roots, Source};
 use aquifer_xds::client::driver as xds_driver;
 use aquifer_xds::client::session::Watch;
 
@@ -56,8 +56,9 @@ pub(super) fn ca_config(config: &Config) -> Option<CaConfig> {
     Some(CaConfig {
         address: ca.address.clone(),
         root: match &ca.root {
-            RootCert::File(path) => Source::Path(path.clone()),
-            RootCert::Pem(pem) => Source::Inline(pem.clone()),
+            RootCert::File(path) => Roots::Given(Source::Path(path.clone())),
+            RootCert::Pem(pem) => Roots::Given(Source::Inline(pem.clone())),
+            RootCert::System => Roots::System,
         },
         alt_hostname: ca.alt_hostname.clone(),
         token: match &ca.token {
@@ -81,6 +82,7 @@ pub(super) fn xds_config(config: &Config) -> xds_driver::ClientConfig {
         root_ca: match &xds.root {
             RootCert::File(path) => xds_driver::RootCa::File(path.clone()),
             RootCert::Pem(pem) => xds_driver::RootCa::Pem(pem.clone()),
+            RootCert::System => xds_driver::RootCa::System,
         },
         token: match &xds.token {
             Token::File(path) => Some(xds_driver::Token::File(path.clone())),

@@ -17,16 +17,19 @@ use crate::socket::{Keepalive, OriginalSource, TcpOptions};
 pub(super) const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 pub(super) const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 
-/// Settings of the original that nothing here acts on yet. The second column is the value that means "as here".
-const WITHOUT_EFFECT: &[(&str, &str)] = &[
-    ("PROXY_MODE", "shared"),
-    ("PROXY_WORKLOAD_INFO", ""),
-    ("UNSTABLE_ENABLE_SOCKS5", "false"),
-    ("LOCAL_XDS_PATH", ""),
-    ("LOCAL_XDS", ""),
-    ("FAKE_CA", "false"),
-    ("ENABLE_PROXY", "true"),
-    ("INPOD_ENABLED", "true"),
+/// Switches of the original that can stand one way only here, and what to do who needs the other.
+const FIXED: &[(&str, bool, &str)] = &[
+    ("ENABLE_PROXY", true, "a ztunnel without its proxy has nothing to do: do not start it"),
+    ("INPOD_ENABLED", true, "pods are served from inside only, as the node agent hands them over"),
+    ("UNSTABLE_ENABLE_SOCKS5", false, "there is no SOCKS listener: have pods redirected by the node agent"),
+    ("FAKE_CA", false, "there is no built-in authority: name one by CA_ADDRESS, istiod-lite for example"),
+];
+
+/// Settings of the original for what is not done here, and what to do instead.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("PROXY_WORKLOAD_INFO", "belongs to PROXY_MODE=dedicated, which is not supported: unset both"),
+    ("LOCAL_XDS_PATH", "a mesh from a file is not supported: name a control plane by XDS_ADDRESS"),
+    ("LOCAL_XDS", "a mesh from a variable is not supported: name a control plane by XDS_ADDRESS"),
 ];
 
 /// The parts of Istio's ProxyConfig that a node proxy reads.
@@ -63,6 +66,7 @@ impl Config {
     /// Reads all settings, or says all that is wrong with them.
     pub fn read(env: &dyn Env, around: &Surroundings) -> Result<Self, ConfigErrors> {
         let mut vars = Vars::new(env);
+        refuse_unsupported(&mut vars);
         let file = proxy_config(&mut vars, around.mesh_file.as_deref());
         let node = node(&mut vars, &file);
         let in_cluster = vars.string("KUBERNETES_SERVICE_HOST").is_some();
@@ -114,17 +118,28 @@ impl Config {
             },
             workers: workers(&mut vars, file.concurrency, around.cpus),
             termination_deadline: termination_deadline(&mut vars),
-            without_effect: WITHOUT_EFFECT
-                .iter()
-                .filter(|(key, same)| env.var(key).is_some_and(|v| !v.is_empty() && !v.eq_ignore_ascii_case(same)))
-                .map(|(key, _)| (*key).to_owned())
-                .collect(),
             node,
             proxy,
             dns,
         };
         vars.finish()?;
         Ok(config)
+    }
+}
+
+fn refuse_unsupported(vars: &mut Vars<'_>) {
+    if non_empty(vars, "PROXY_MODE").is_some_and(|mode| !mode.eq_ignore_ascii_case("shared")) {
+        vars.error("PROXY_MODE", "only \"shared\" is supported, one proxy for all pods of a node: unset it");
+    }
+    for (key, only, remedy) in FIXED {
+        if vars.bool(key, *only) != *only {
+            vars.error(key, format!("must be {only}: {remedy}"));
+        }
+    }
+    for (key, remedy) in UNSUPPORTED {
+        if non_empty(vars, key).is_some() {
+            vars.error(key, *remedy);
+        }
     }
 }
 
@@ -210,6 +225,7 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
             user_timeout: vars.bool("USER_TIMEOUT_ENABLED", false),
         },
         connect_timeout: Duration::from_secs(10),
+        handshake_timeout: Duration::from_secs(10),
         stream_window: vars.optional("HTTP2_STREAM_WINDOW_SIZE"),
         connection_window: vars.optional("HTTP2_CONNECTION_WINDOW_SIZE"),
         pod_window: vars.parsed("HTTP2_POD_WINDOW_SIZE", aquifer_hbone::POD_BUDGET),
@@ -276,10 +292,7 @@ fn token(vars: &mut Vars<'_>, exists: fn(&str) -> bool) -> Token {
 fn root(vars: &mut Vars<'_>, key: &str) -> RootCert {
     match non_empty(vars, key) {
         None => RootCert::File(DEFAULT_ROOT.into()),
-        Some(text) if text == "SYSTEM" => {
-            vars.error(key, "the system's roots are not supported: name a PEM file");
-            RootCert::File(DEFAULT_ROOT.into())
-        }
+        Some(text) if text == "SYSTEM" => RootCert::System,
         Some(text) if text.contains("-----BEGIN") => RootCert::Pem(text),
         Some(path) => RootCert::File(path.into()),
     }

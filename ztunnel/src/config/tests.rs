@@ -42,7 +42,6 @@ fn defaults_are_istios() {
     assert_eq!(config.proxy.pool_max_streams, 100);
     assert_eq!(config.proxy.pool_idle, Duration::from_secs(300));
     assert_eq!(config.termination_deadline, Duration::from_secs(5));
-    assert_eq!(config.without_effect, [""; 0]);
 }
 
 #[test]
@@ -60,7 +59,8 @@ fn all_errors_come_at_once() {
         ("XDS_HEADER_a b", "x"),
         ("PROXY_CONFIG", "concurrency: many"),
         ("LOG_FORMAT", "xml"),
-        ("XDS_ROOT_CA", "SYSTEM"),
+        ("FAKE_CA", "perhaps"),
+        ("LOCAL_XDS", "workloads: []"),
         ("ENABLE_ORIG_SRC", "perhaps"),
     ]
     .into_iter()
@@ -73,18 +73,19 @@ fn all_errors_come_at_once() {
         [
             "CA_ADDRESS",
             "ENABLE_ORIG_SRC",
+            "FAKE_CA",
             "INSTANCE_IP",
             "IPV6_ENABLED",
             "ISTIO_METAJSON_X",
             "KEEPALIVE_RETRIES",
             "KEEPALIVE_TIME",
+            "LOCAL_XDS",
             "LOG_FORMAT",
             "NODE_NAME",
             "PROXY_CONFIG",
             "SECRET_TTL",
             "XDS_ADDRESS",
             "XDS_HEADER_a b",
-            "XDS_ROOT_CA",
             "ZTUNNEL_WORKER_THREADS",
         ]
     );
@@ -170,9 +171,14 @@ fn token_and_roots() {
         assert_eq!(read(&[("AUTH_TOKEN", text)]).xds.token, expect);
     }
     let pem = "-----BEGIN CERTIFICATE-----\n";
-    let table = [(pem, RootCert::Pem(pem.into())), ("/a/b.pem", RootCert::File("/a/b.pem".into()))];
+    let table = [
+        (pem, RootCert::Pem(pem.into())),
+        ("/a/b.pem", RootCert::File("/a/b.pem".into())),
+        ("SYSTEM", RootCert::System),
+    ];
     for (text, expect) in table {
         assert_eq!(read(&[("XDS_ROOT_CA", text)]).xds.root, expect);
+        assert_eq!(read(&[("CA_ROOT_CA", text)]).ca.unwrap().root, expect);
     }
 }
 
@@ -221,9 +227,32 @@ fn the_mesh_file_gives_way_to_proxy_config() {
 }
 
 #[test]
-fn settings_without_effect_are_named_only_when_they_ask_for_something_else() {
-    let config = read(&[("PROXY_MODE", "dedicated"), ("XDS_ON_DEMAND", "false"), ("CRL_PATH", "")]);
-    assert_eq!(config.without_effect, ["PROXY_MODE"]);
+fn what_is_not_done_here_is_refused_with_a_remedy_when_it_is_asked_for() {
+    read(&[
+        ("PROXY_MODE", "Shared"),
+        ("PROXY_WORKLOAD_INFO", ""),
+        ("UNSTABLE_ENABLE_SOCKS5", "false"),
+        ("LOCAL_XDS_PATH", ""),
+        ("LOCAL_XDS", ""),
+        ("FAKE_CA", "0"),
+        ("ENABLE_PROXY", "true"),
+        ("INPOD_ENABLED", "true"),
+    ]);
+    let table = [
+        ("PROXY_MODE", "dedicated", "unset it"),
+        ("PROXY_WORKLOAD_INFO", "ns/name/sa", "unset both"),
+        ("UNSTABLE_ENABLE_SOCKS5", "true", "node agent"),
+        ("LOCAL_XDS_PATH", "/a/b.yaml", "XDS_ADDRESS"),
+        ("LOCAL_XDS", "workloads: []", "XDS_ADDRESS"),
+        ("FAKE_CA", "1", "CA_ADDRESS"),
+        ("ENABLE_PROXY", "false", "do not start it"),
+        ("INPOD_ENABLED", "false", "node agent"),
+    ];
+    for (key, value, remedy) in table {
+        let errors = try_read(&[(key, value)], &around()).unwrap_err();
+        let [error] = &errors.0[..] else { panic!("{errors}") };
+        assert!(error.key == key && error.message.contains(remedy), "{errors}");
+    }
 }
 
 #[test]
@@ -277,7 +306,6 @@ fn unknown_policies_tunnels_and_discovery_have_settings() {
     let grace::Settings { wait, skip } = config.proxy.unknown_policies;
     assert_eq!((wait, skip), (Duration::from_millis(500), true));
     assert!(!config.proxy.localhost_app_tunnel && config.xds.on_demand);
-    assert_eq!(config.without_effect, [""; 0]);
     for (vars, expected) in [
         (("AUTHZ_UNKNOWN_POLICY", "allow"), "neither deny nor skip"),
         // The DNS proxy is on by default.

@@ -16,6 +16,7 @@ use aquifer_tls::{CertError, PeerCertificate};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -70,7 +71,8 @@ impl aquifer_hbone::Connect<PoolKey> for Connector {
     type Error = DialError;
 
     async fn connect(&self, key: &PoolKey) -> Result<Self::Io, DialError> {
-        let configs = self.shared.certs.get(&key.source).await?;
+        // Whoever asked for the connection had it a moment ago.
+        let configs = self.shared.certs.get(&key.source, Instant::now()).await?;
         let tcp = dial(&self.shared, &self.netns, key.destination, None).await.map_err(|e| DialError::Tcp(e.error))?;
         let connector = TlsConnector::from(configs.client_config(&key.expect));
         // An address: no SNI is sent, and names play no part in the verification of SPIFFE identities.

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aquifer_core::address::NetworkAddress;
 use aquifer_core::authz::Connection;
@@ -31,8 +30,6 @@ use super::pod::Pod;
 use crate::metrics::{Parties, Reporter};
 use crate::records::{self, Failure, Opening, Record};
 use crate::socket;
-
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One mTLS connection, whose streams all have one peer.
 struct Tunnel {
@@ -90,9 +87,11 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
 }
 
 async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Failure> {
-    let configs = pod.identity_configs().await?;
+    // One for all of it: a caller must not be kept by a certificate that doesn't come.
+    let deadline = Instant::now() + pod.shared.config.handshake_timeout;
+    let configs = pod.identity_configs(deadline).await?;
     let accept = TlsAcceptor::from(configs.server.clone()).accept(tcp);
-    let tls = tokio::time::timeout(TLS_TIMEOUT, accept)
+    let tls = tokio::time::timeout_at(deadline, accept)
         .await
         .map_err(|_| Failure::new(Reason::TlsTimeout, "tls handshake timed out"))?
         .map_err(|e| {

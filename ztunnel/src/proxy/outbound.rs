@@ -138,7 +138,8 @@ async fn connect(pod: &Pod, guard: &Guard, route: &Route, src: SocketAddr) -> Re
         }
         Tunnel::Hbone { authority, expect } => {
             let source = route.source.identity();
-            let configs = pod.shared.certs.get(&source).await;
+            let deadline = Instant::now() + pod.shared.config.connect_timeout;
+            let configs = pod.shared.certs.get(&source, deadline).await;
             let configs = configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))?;
             let mut expect = expect.clone();
             expect.sort_unstable();

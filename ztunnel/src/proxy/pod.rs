@@ -19,6 +19,7 @@ use aquifer_runtime::{Cancel, Tracker};
 use aquifer_tls::{CertManager, IdentityConfigs, PeerCertificate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::admit::admit;
 use super::conn_table::{ConnTable, Guard};
@@ -248,11 +249,12 @@ impl Pod {
 
     /// With what the pod answers TLS: its workload's certificate. Until that one is known, the certificate of whom the
     /// node agent says it is, so that callers are refused with a reason rather than by silence.
-    pub(super) async fn identity_configs(&self) -> Result<Arc<IdentityConfigs>, Failure> {
+    /// Waits until `deadline`, and not longer than it waits for the workload.
+    pub(super) async fn identity_configs(&self, deadline: Instant) -> Result<Arc<IdentityConfigs>, Failure> {
         let certs = &self.shared.certs;
         let by_workload = async {
             let (_, workload) = self.workload().await?;
-            let configs = certs.get(&workload.identity()).await;
+            let configs = certs.get(&workload.identity(), deadline).await;
             configs.map_err(|e| Failure::new(e.reason(), format!("identity error: {e}")))
         };
         if self.find_in(&self.shared.state.load()).is_some() {
@@ -264,7 +266,7 @@ impl Pod {
         // Kept, or each caller would cost a certificate.
         self.named.borrow_mut().get_or_insert_with(|| Wanted::new(certs, identity.clone()));
         let by_name = async {
-            match certs.get(&identity).await {
+            match certs.get(&identity, deadline).await {
                 Ok(configs) => configs,
                 // The authority may not know the pod either, or be of another trust domain.
                 Err(error) => {

@@ -14,12 +14,12 @@ use aquifer_proto::{security, workload as wire};
 use aquifer_runtime::env::MapEnv;
 use aquifer_runtime::metrics::Registry;
 use aquifer_runtime::{Cancel, Tracker};
-use aquifer_tls::{CaClient, CaError, CertBundle, CertManager};
+use aquifer_tls::{CaClient, CaError, CertBundle, CertManager, TlsOptions};
 use aquifer_xds::client::demand::{self, Demands};
 use parking_lot::Mutex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, IsCa,
-    Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    CertifiedIssuer, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
 };
 use tokio::sync::{mpsc, watch};
 use ztunnel::certs::Identities;
@@ -37,21 +37,48 @@ use ztunnel::proxy::worker::Workers;
 
 use super::net::TestPod;
 
-/// Signs what it is asked for.
+/// Whether an authority does its work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    /// It signs what it is asked for.
+    Always,
+    /// It is asked, and says nothing.
+    Never,
+    /// There is none, as with CA_ADDRESS="".
+    Absent,
+}
+
+/// Signs what it is asked for, with an intermediate certificate whose KeyUsage names certificates only.
 #[derive(Clone)]
 pub(crate) struct TestCa {
     issuer: Arc<Issuer<'static, KeyPair>>,
-    root: Arc<str>,
+    /// The intermediate's certificate and the root's.
+    chain: [Arc<str>; 2],
     serials: Arc<AtomicU64>,
+    answers: Answers,
+}
+
+fn authority(name: &str, usages: &[KeyUsagePurpose]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = usages.to_vec();
+    params
 }
 
 impl TestCa {
     pub(crate) fn new() -> Self {
+        let root = CertifiedIssuer::self_signed(authority("root", &[]), KeyPair::generate().unwrap()).unwrap();
+        let params = authority("intermediate", &[KeyUsagePurpose::KeyCertSign]);
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Arc::new(Issuer::new(params, key)), root: root.into(), serials: Arc::new(1.into()) }
+        let own = params.signed_by(&key, &root).unwrap();
+        let chain = [own.pem().into(), root.as_ref().pem().into()];
+        let issuer = Arc::new(Issuer::new(params, key));
+        Self { issuer, chain, serials: Arc::new(1.into()), answers: Answers::Always }
+    }
+
+    pub(crate) fn that(answers: Answers) -> Self {
+        Self { answers, ..Self::new() }
     }
 
     pub(crate) fn issue(&self, identity: &Identity) -> CertBundle {
@@ -62,7 +89,8 @@ impl TestCa {
         request.params.not_before = now - Duration::from_secs(60);
         request.params.not_after = now + Duration::from_secs(3600);
         let leaf = request.signed_by(&self.issuer).unwrap().pem();
-        CertBundle::from_chain(identity, csr.key, &[leaf, self.root.to_string()], now).unwrap()
+        let [own, root] = self.chain.clone().map(|pem| pem.to_string());
+        CertBundle::from_chain(identity, csr.key, &[leaf, own, root], now).unwrap()
     }
 }
 
@@ -84,16 +112,24 @@ impl TestCa {
             revoked_certs: serials.iter().map(named).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let list = params.signed_by(&*self.issuer).unwrap();
-        aquifer_tls::crl::parse(list.der()).unwrap().into_iter().map(|(list, _)| list.into()).collect()
+        // rcgen minds the issuer's KeyUsage; whoever holds the key needn't.
+        let signer = Issuer::new(authority("intermediate", &[]), self.issuer.key());
+        let list = params.signed_by(&signer).unwrap();
+        aquifer_tls::crl::parse(list.der()).unwrap().into_iter().map(|(list, _)| list).collect()
     }
 }
 
 impl CaClient for TestCa {
     async fn fetch(&self, identity: &Identity) -> Result<CertBundle, CaError> {
-        Ok(self.issue(identity))
+        match self.answers {
+            Answers::Always => Ok(self.issue(identity)),
+            Answers::Never | Answers::Absent => std::future::pending().await,
+        }
     }
 }
+
+/// How long a node of these tests waits for what doesn't come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One node.
 pub(crate) struct Node {
@@ -126,7 +162,10 @@ impl Node {
         let env: MapEnv = [("NODE_NAME", name)].into();
         let around = Surroundings { mesh_file: None, cpus: 2, file_exists: |_| false };
         let config = Config::read(&env, &around).unwrap();
-        let certs = CertManager::new();
+        let certs = match ca.answers {
+            Answers::Always | Answers::Never => CertManager::new(),
+            Answers::Absent => CertManager::without_authority(TlsOptions::default()),
+        };
         let identities = Identities::new(name, certs.clone());
         let (writer, state) = store::store();
         let (published, published_rx) = watch::channel(0);
@@ -135,7 +174,10 @@ impl Node {
         let (cancel, control, tracker) = (Cancel::new(), Cancel::new(), Tracker::new());
         let metrics = Arc::new(ProxyMetrics::default());
         let mut proxy = config.proxy;
-        proxy.connect_timeout = Duration::from_secs(2);
+        proxy.connect_timeout = PATIENCE;
+        if ca.answers != Answers::Always {
+            proxy.handshake_timeout = PATIENCE;
+        }
         let hosts = tempfile::NamedTempFile::new().unwrap();
         let upstream = Upstream::new(Vec::new(), Netns::current().unwrap(), proxy.tcp, 1);
         let shared = Arc::new(Shared {

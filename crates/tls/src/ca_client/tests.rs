@@ -83,9 +83,13 @@ impl Istiod {
     }
 
     fn config(&self, root: Source) -> CaConfig {
+        CaConfig { root: root.into(), ..Self::config_at(&self.address.to_string()) }
+    }
+
+    fn config_at(address: &str) -> CaConfig {
         CaConfig {
-            address: format!("https://{}", self.address),
-            root,
+            address: format!("https://{address}"),
+            root: Roots::System,
             alt_hostname: Some("istiod.istio-system.svc".into()),
             token: Some(Source::Inline("the-token\n".into())),
             cluster_id: "Kubernetes".into(),
@@ -234,11 +238,43 @@ async fn a_server_that_is_not_istiod_gets_no_token() {
     istiod.stop().await;
 }
 
+/// Where the system's authorities are is up to the environment, which belongs to the whole process: so in another one.
+#[tokio::test]
+async fn the_systems_authorities_are_trusted_if_so_set_and_no_others() {
+    const ROOTS: &str = "SSL_CERT_FILE";
+    const ADDRESS: &str = "AQUIFER_TEST_CA_ADDRESS";
+    const NAME: &str = "ca_client::tests::the_systems_authorities_are_trusted_if_so_set_and_no_others";
+    let env = aquifer_runtime::env::ProcessEnv;
+    if let Some(address) = aquifer_runtime::env::Env::var(&env, ADDRESS) {
+        let config = CaConfig { root: Roots::System, ..Istiod::config_at(&address) };
+        match IstioCaClient::new(config).fetch(&server_id()).await {
+            Ok(_) => println!("fetched"),
+            Err(error) => println!("failed: {error}"),
+        }
+        return;
+    }
+    let (tls, other) = (TestCa::new(), TestCa::named("other"));
+    let istiod = Istiod::start(&tls, None).await;
+    let folder = tempfile::tempdir().unwrap();
+    for (pem, expected) in [(tls.pem(), "fetched"), (other.pem(), "failed"), (String::new(), "CA_ROOT_CA=SYSTEM")] {
+        let file = folder.path().join("roots.pem");
+        std::fs::write(&file, pem).unwrap();
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", NAME, "--nocapture"]);
+        child.env(ADDRESS, istiod.address.to_string()).env(ROOTS, &file).env_remove("SSL_CERT_DIR");
+        let output = tokio::time::timeout(Duration::from_secs(30), child.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(istiod.asked.lock().len(), 1);
+    istiod.stop().await;
+}
+
 #[tokio::test]
 async fn settings_that_cannot_work_say_so_without_the_secret() {
     let base = CaConfig {
         address: "https://127.0.0.1:1".into(),
-        root: Source::Inline(TestCa::new().pem()),
+        root: Source::Inline(TestCa::new().pem()).into(),
         alt_hostname: None,
         token: Some(Source::Inline("se\u{1}cret".into())),
         cluster_id: "Kubernetes".into(),

@@ -76,16 +76,21 @@ async fn settle() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// When even these tests don't wait any longer.
+fn late() -> Instant {
+    Instant::now() + 48 * HOUR
+}
+
 #[tokio::test(start_paused = true)]
 async fn get_waits_for_the_first_and_then_does_not() {
     let b = bench(0);
-    assert!(matches!(b.manager.get(&server_id()).await, Err(CertError::NotWanted(_))));
+    assert!(matches!(b.manager.get(&server_id(), late()).await, Err(CertError::NotWanted(_))));
     b.manager.want(&server_id());
     settle().await;
     assert!(b.manager.current(&server_id()).is_none());
     assert!(matches!(b.manager.dump()[0].state, CertState::Initializing));
     let wanted = server_id();
-    let get = b.manager.get(&wanted);
+    let get = b.manager.get(&wanted, late());
     tokio::pin!(get);
     assert!(tokio::time::timeout(HOUR, &mut get).await.is_err());
     b.ca.0.gate.add_permits(100);
@@ -98,20 +103,49 @@ async fn get_waits_for_the_first_and_then_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_no_more_time_is_told_whose_certificate_is_missing_and_why() {
+    let b = bench(0);
+    b.manager.want(&server_id());
+    let since = Instant::now();
+    let error = b.manager.get(&server_id(), since + Duration::from_secs(10)).await.err().unwrap();
+    assert_eq!(since.elapsed(), Duration::from_secs(10));
+    assert_eq!(error.reason(), aquifer_core::reason::Reason::IdentityUnavailable);
+    let expected = format!("no certificate for {}: the certificate authority has not answered for 10s", server_id());
+    assert_eq!(error.to_string(), expected);
+    b.ca.0.gate.add_permits(1);
+    b.manager.get(&server_id(), Instant::now() + HOUR).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_authority_nobody_waits() {
+    let manager = CertManager::without_authority(TlsOptions::default());
+    manager.want(&server_id());
+    let since = Instant::now();
+    let error = manager.get(&server_id(), since + HOUR).await.err().unwrap();
+    assert_eq!(since.elapsed(), Duration::ZERO);
+    assert_eq!(error.reason(), aquifer_core::reason::Reason::IdentityUnavailable);
+    assert!(
+        error.to_string().contains(&server_id().to_string()) && error.to_string().contains("CA_ADDRESS"),
+        "{error}"
+    );
+    assert!(matches!(manager.dump()[0].state, CertState::Unavailable(CertError::NoAuthority(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn renews_at_half_life_and_keeps_the_old_one_through_failures() {
     let b = bench(1000);
     b.manager.want(&server_id());
-    let first = b.manager.get(&server_id()).await.unwrap();
+    let first = b.manager.get(&server_id(), late()).await.unwrap();
     tokio::time::sleep(10 * HOUR).await;
     assert_eq!(b.calls(), 1);
     b.fail(true);
     tokio::time::sleep(4 * HOUR).await;
     assert!(b.calls() > 10, "it keeps trying");
-    assert!(Arc::ptr_eq(&first, &b.manager.get(&server_id()).await.unwrap()), "nobody notices");
+    assert!(Arc::ptr_eq(&first, &b.manager.get(&server_id(), late()).await.unwrap()), "nobody notices");
     assert!(matches!(b.manager.dump()[0].state, CertState::Available));
     b.fail(false);
     tokio::time::sleep(Duration::from_secs(200)).await;
-    let second = b.manager.get(&server_id()).await.unwrap();
+    let second = b.manager.get(&server_id(), late()).await.unwrap();
     assert!(second.generation > first.generation);
     assert_ne!(second.leaf().serial, first.leaf().serial);
     assert!(!Arc::ptr_eq(&second.server, &first.server));
@@ -122,18 +156,18 @@ async fn without_a_certificate_the_error_comes_at_once() {
     let b = bench(1000);
     b.fail(true);
     b.manager.want(&server_id());
-    let error = b.manager.get(&server_id()).await.err().unwrap();
+    let error = b.manager.get(&server_id(), late()).await.err().unwrap();
     assert!(matches!(&error, CertError::Fetch { identity, .. } if *identity == server_id()));
     assert_eq!(error.reason(), aquifer_core::reason::Reason::IdentityUnavailable);
     tokio::time::sleep(HOUR).await;
     let start = Instant::now();
-    assert!(b.manager.get(&server_id()).await.is_err());
+    assert!(b.manager.get(&server_id(), late()).await.is_err());
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(matches!(b.manager.dump()[0].state, CertState::Unavailable(_)));
     // The next attempt works, and the error is gone.
     b.fail(false);
     tokio::time::sleep(Duration::from_secs(200)).await;
-    b.manager.get(&server_id()).await.unwrap();
+    b.manager.get(&server_id(), late()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +221,7 @@ async fn wants_are_counted_and_the_forgotten_are_dropped() {
     let b = bench(1000);
     b.manager.want(&server_id());
     b.manager.want(&server_id());
-    b.manager.get(&server_id()).await.unwrap();
+    b.manager.get(&server_id(), late()).await.unwrap();
     b.manager.forget(&server_id());
     assert!(b.manager.current(&server_id()).is_some());
     b.manager.forget(&server_id());
@@ -202,7 +236,7 @@ async fn who_waits_for_a_forgotten_identity_is_told() {
     let b = bench(0);
     b.manager.want(&server_id());
     let (manager, id) = (b.manager.clone(), server_id());
-    let get = tokio::join!(manager.get(&id), async {
+    let get = tokio::join!(manager.get(&id, late()), async {
         settle().await;
         b.manager.forget(&server_id());
     });
@@ -213,7 +247,7 @@ async fn who_waits_for_a_forgotten_identity_is_told() {
 async fn the_driver_ends_with_the_process() {
     let b = bench(1000);
     b.manager.want(&server_id());
-    b.manager.get(&server_id()).await.unwrap();
+    b.manager.get(&server_id(), late()).await.unwrap();
     b.cancel.drain();
     tokio::time::sleep(48 * HOUR).await;
     assert_eq!(b.calls(), 1);
@@ -228,8 +262,8 @@ fn get_works_from_another_runtime() {
     b.manager.want(&server_id());
     let manager = b.manager.clone();
     let worker = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async { manager.get(&server_id()).await.map(|c| c.generation) })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async { manager.get(&server_id(), late()).await.map(|c| c.generation) })
     });
     b.ca.0.gate.add_permits(1);
     assert_eq!(worker.join().unwrap().unwrap(), 1);
@@ -254,10 +288,10 @@ fn an_expired_certificate_is_none() {
 async fn a_handshake_builds_nothing() {
     let b = bench(1000);
     b.manager.want(&server_id());
-    let first = b.manager.get(&server_id()).await.unwrap();
+    let first = b.manager.get(&server_id(), late()).await.unwrap();
     let (server, client) = (first.server.clone(), first.client_config(&[client_id()]));
     for _ in 0..100 {
-        let configs = b.manager.get(&server_id()).await.unwrap();
+        let configs = b.manager.get(&server_id(), late()).await.unwrap();
         assert!(Arc::ptr_eq(&configs.server, &server) && Arc::ptr_eq(&configs.client_config(&[client_id()]), &client));
         assert!(Arc::ptr_eq(server.crypto_provider(), client.crypto_provider()), "both ends' share one provider");
         let (_, far) = shake(b.ca.0.ca.configs(&client_id(), 60).client_config(&[server_id()]), server.clone()).await;
@@ -265,6 +299,6 @@ async fn a_handshake_builds_nothing() {
     }
     // Half of a day, and the jitter's tenth.
     tokio::time::sleep(14 * HOUR).await;
-    let renewed = b.manager.get(&server_id()).await.unwrap();
+    let renewed = b.manager.get(&server_id(), late()).await.unwrap();
     assert!(!Arc::ptr_eq(&renewed.server, &server) && !Arc::ptr_eq(&renewed.client_config(&[client_id()]), &client));
 }

@@ -28,6 +28,8 @@ pub enum RootCa {
     File(PathBuf),
     /// PEM text.
     Pem(String),
+    /// The authorities that the operating system trusts, read again for each connection.
+    System,
 }
 
 /// What proves who we are.
@@ -67,6 +69,10 @@ enum ConnectError {
     Address(String, &'static str),
     #[error("root certificates {0}: {1}")]
     Root(PathBuf, io::Error),
+    #[error(
+        "XDS_ROOT_CA=SYSTEM: {}: install ca-certificates, or name a PEM file by SSL_CERT_FILE or XDS_ROOT_CA", chain(.0)
+    )]
+    SystemRoots(tonic::transport::Error),
     #[error("token {0}: {1}")]
     Token(PathBuf, io::Error),
     #[error("header {0:?} cannot be sent")]
@@ -289,14 +295,21 @@ async fn channel(config: &ClientConfig) -> Result<Channel, ConnectError> {
     let host = endpoint.uri().host().ok_or_else(|| bad_address("has no host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let name = config.alt_hostname.as_deref().unwrap_or(host).to_owned();
-    let pem = match &config.root_ca {
-        RootCa::File(path) => tokio::fs::read(path).await.map_err(|e| ConnectError::Root(path.clone(), e))?,
-        RootCa::Pem(pem) => pem.clone().into_bytes(),
+    let tls = ClientTlsConfig::new().domain_name(name).timeout(CONNECT_TIMEOUT);
+    let tls = match &config.root_ca {
+        RootCa::File(path) => {
+            let pem = tokio::fs::read(path).await.map_err(|e| ConnectError::Root(path.clone(), e))?;
+            tls.ca_certificate(Certificate::from_pem(pem))
+        }
+        RootCa::Pem(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+        RootCa::System => tls.with_native_roots(),
     };
-    let tls =
-        ClientTlsConfig::new().domain_name(name).ca_certificate(Certificate::from_pem(pem)).timeout(CONNECT_TIMEOUT);
     let endpoint = endpoint
-        .tls_config(tls)?
+        .tls_config(tls)
+        .map_err(|e| match config.root_ca {
+            RootCa::System => ConnectError::SystemRoots(e),
+            RootCa::File(_) | RootCa::Pem(_) => e.into(),
+        })?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)

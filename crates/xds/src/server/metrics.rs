@@ -1,20 +1,23 @@
-//! What the server counts, under istiod's names.
+//! What the server counts, under istiod's names: without the `_total` that this library appends to every counter. So
+//! they are exposed as gauges that only rise; a `rate()` over them sees no difference.
 
 use aquifer_proto::type_url;
 use aquifer_runtime::metrics::Registry;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+
+/// A count under a name without `_total`.
+type Count = Gauge;
 
 /// Counters of the server. Clones count together.
 #[derive(Clone, Debug)]
 pub struct ServerMetrics {
     connections: Family<VersionLabels, Gauge>,
-    pushes: Family<TypeLabels, Counter>,
-    rejects: Family<TypeLabels, Counter>,
-    expired_nonces: Family<TypeLabels, Counter>,
+    pushes: Family<TypeLabels, Count>,
+    rejects: Family<TypeLabels, Count>,
+    expired_nonces: Family<TypeLabels, Count>,
     push_seconds: Family<TypeLabels, Histogram, fn() -> Histogram>,
     config_bytes: Family<TypeLabels, Histogram, fn() -> Histogram>,
     send_seconds: Histogram,

@@ -1,6 +1,6 @@
 //! The drivers over loopback, with real TLS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -237,6 +237,41 @@ fn files() -> (Ca, tempfile::TempDir) {
     (ca, folder)
 }
 
+/// Names and types of the lines that begin with `prefix`, as a recorded page or ours has them.
+fn families<'a>(page: &'a str, prefix: &str) -> Vec<(&'a str, &'a str)> {
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    types.filter(|(name, _)| name.starts_with(prefix)).collect()
+}
+
+/// Names of the series, without labels.
+fn series<'a>(page: &'a str, prefix: &str) -> BTreeSet<&'a str> {
+    page.lines().filter(|line| line.starts_with(prefix)).filter_map(|line| line.split(['{', ' ']).next()).collect()
+}
+
+#[tokio::test]
+async fn counters_have_the_names_of_the_originals() {
+    let (ca, folder) = files();
+    let publisher = Publisher::new(set(&[("bad", 1)]));
+    let server = Running::start(0, &publisher, Arc::new(Guard::default()), Some(ca.server())).await;
+    let client = Client::start(config(server.address.port(), folder.path()));
+    until("synced", || client.is_synced()).await;
+    until("the NACK arrives", || counted(&server.registry, "pilot_total_xds_rejects{type=\"wds\"}") == 1).await;
+
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/recordings/ztunnel/metrics.txt");
+    let recorded = std::fs::read_to_string(path).unwrap();
+    let ours = encode(&client.registry);
+    for family in families(&recorded, "istio_xds_") {
+        assert!(families(&ours, "istio_xds_").contains(&family), "{family:?} not in\n{ours}");
+    }
+    assert!(series(&recorded, "istio_xds_").is_subset(&series(&ours, "istio_xds_")), "{ours}");
+    // istiod is of another make: its counters bear their names as they are.
+    let theirs = encode(&server.registry);
+    assert!(series(&theirs, "pilot_").is_superset(&["pilot_xds_pushes", "pilot_total_xds_rejects"].into()), "{theirs}");
+    assert!(!theirs.contains("_total{") && !theirs.contains("_total "), "{theirs}");
+    client.stop().await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn connects_follows_and_ends() {
     let (ca, folder) = files();
@@ -256,10 +291,10 @@ async fn connects_follows_and_ends() {
     until("changed", || client.sink.body("b").is_some()).await;
     assert_eq!(client.sink.body("a"), Some(vec![2]));
     assert_eq!(client.sink.body("bad"), None);
-    until("the NACK arrives", || counted(&server.registry, "pilot_total_xds_rejects_total{type=\"wds\"}") == 1).await;
+    until("the NACK arrives", || counted(&server.registry, "pilot_total_xds_rejects{type=\"wds\"}") == 1).await;
     assert_eq!(counted(&server.registry, "pilot_xds{version=\"unknown\"}"), 1);
-    assert_eq!(counted(&server.registry, "pilot_xds_pushes_total{type=\"wds\"}"), 2);
-    assert_eq!(counted(&server.registry, "pilot_xds_pushes_total{type=\"wads\"}"), 1);
+    assert_eq!(counted(&server.registry, "pilot_xds_pushes{type=\"wds\"}"), 2);
+    assert_eq!(counted(&server.registry, "pilot_xds_pushes{type=\"wads\"}"), 1);
     let url = "{url=\"type.googleapis.com/istio.workload.Address\"}";
     assert_eq!(counted(&client.registry, &format!("istio_xds_message_total{url}")), 2);
     assert!(client.counts(&format!("istio_xds_message_bytes_total{url}")));
@@ -303,6 +338,37 @@ async fn a_server_of_another_name_is_refused() {
         until("refused", || counted(&client.registry, failed) >= 2).await;
         assert!(!client.is_synced());
         client.stop().await;
+    }
+    server.stop().await;
+}
+
+/// Where the system's authorities are is up to the environment, which belongs to the whole process: so in another one.
+#[tokio::test]
+async fn the_systems_authorities_are_trusted_if_so_set_and_no_others() {
+    const FOLDER: &str = "AQUIFER_TEST_FOLDER";
+    const PORT: &str = "AQUIFER_TEST_PORT";
+    const NAME: &str = "drivers::the_systems_authorities_are_trusted_if_so_set_and_no_others";
+    let var = |name| aquifer_runtime::env::Env::var(&aquifer_runtime::env::ProcessEnv, name);
+    if let (Some(folder), Some(port)) = (var(FOLDER), var(PORT)) {
+        let config = ClientConfig { root_ca: RootCa::System, ..config(port.parse().unwrap(), folder.as_ref()) };
+        let client = Client::start(config);
+        let failed = "istio_xds_connection_terminations_total{reason=\"ConnectionError\"}";
+        until("an end", || client.is_synced() || client.counts(failed)).await;
+        println!("trusted: {}", client.is_synced());
+        return client.stop().await;
+    }
+    let (ca, folder) = files();
+    let publisher = Publisher::new(set(&[("a", 1)]));
+    let server = Running::start(0, &publisher, Arc::new(Guard::default()), Some(ca.server())).await;
+    let roots = folder.path().join("roots.pem");
+    for (pem, trusted) in [(ca.pem(), true), (Ca::new().pem(), false), (String::new(), false)] {
+        std::fs::write(&roots, pem).unwrap();
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", NAME, "--nocapture"]).env_remove("SSL_CERT_DIR").env("SSL_CERT_FILE", &roots);
+        child.env(FOLDER, folder.path()).env(PORT, server.address.port().to_string());
+        let output = tokio::time::timeout(2 * DEADLINE, child.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(&format!("trusted: {trusted}")), "{said}");
     }
     server.stop().await;
 }

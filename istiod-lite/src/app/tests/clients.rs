@@ -82,7 +82,7 @@ impl World {
     fn ca_client(&self, address: std::net::SocketAddr) -> IstioCaClient {
         IstioCaClient::new(CaConfig {
             address: format!("https://{address}"),
-            root: TokenSource::Path(self.path("data/root-cert.pem")),
+            root: TokenSource::Path(self.path("data/root-cert.pem")).into(),
             alt_hostname: Some(NAME.into()),
             token: Some(TokenSource::Path(self.token_file())),
             cluster_id: "Kubernetes".into(),

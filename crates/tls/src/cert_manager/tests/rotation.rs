@@ -58,12 +58,13 @@ async fn a_root_is_rotated_without_a_failed_handshake() {
     tokio::time::sleep(5 * HOUR).await;
     let (server, _end) = node(&ca, &server_id());
     let mut handshakes = 0;
-    let mut before = client.get(&client_id()).await.unwrap();
+    let mut before = client.get(&client_id(), late()).await.unwrap();
     for phase in [Phase::Old, Phase::BothTrusted, Phase::NewSigns, Phase::New] {
         *ca.0.step.lock() = phase;
         let roots = if matches!(phase, Phase::Old | Phase::New) { 1 } else { 2 };
         for hour in 0..14 {
-            let (c, s) = (client.get(&client_id()).await.unwrap(), server.get(&server_id()).await.unwrap());
+            let (c, s) =
+                (client.get(&client_id(), late()).await.unwrap(), server.get(&server_id(), late()).await.unwrap());
             for (a, b) in [(&c, &s), (&s, &c)] {
                 let outcome = handshake(a, b).await;
                 assert!(outcome.is_ok(), "{phase:?}, hour {hour}: {outcome:?}");
@@ -71,7 +72,7 @@ async fn a_root_is_rotated_without_a_failed_handshake() {
             }
             tokio::time::sleep(HOUR).await;
         }
-        let (c, s) = (client.get(&client_id()).await.unwrap(), server.get(&server_id()).await.unwrap());
+        let (c, s) = (client.get(&client_id(), late()).await.unwrap(), server.get(&server_id(), late()).await.unwrap());
         assert_eq!((c.roots().len(), s.roots().len()), (roots, roots), "{phase:?} has arrived everywhere");
         assert!(phase == Phase::Old || c.generation > before.generation);
         if phase == Phase::Old {
@@ -80,7 +81,7 @@ async fn a_root_is_rotated_without_a_failed_handshake() {
     }
     assert_eq!(handshakes, 4 * 14 * 2);
     // The rotation is over: who kept the old certificate is a stranger.
-    let now = server.get(&server_id()).await.unwrap();
+    let now = server.get(&server_id(), late()).await.unwrap();
     assert!(handshake(&before, &now).await.is_err() && handshake(&now, &before).await.is_err());
 }
 
