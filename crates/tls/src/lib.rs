@@ -28,6 +28,7 @@ mod error;
 pub mod peer;
 pub mod provider;
 pub mod schedule;
+pub mod stream;
 #[cfg(test)]
 mod testing;
 pub mod verify;
@@ -40,4 +41,5 @@ pub use crl::{CrlFiles, Revocations};
 pub use error::{CertError, explain, reason_of};
 pub use peer::PeerCertificate;
 pub use provider::TlsPolicy;
+pub use stream::TlsStream;
 pub use verify::{VerifyError, peer_identity};
