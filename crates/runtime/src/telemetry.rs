@@ -1,13 +1,13 @@
 //! Log lines in Istio's shape, on standard output, through a writer that never blocks a task.
 
 mod format;
+mod writer;
 
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
 use tracing::Subscriber;
-use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -74,6 +74,9 @@ pub enum LogError {
     /// Something else in this process took the global subscriber first.
     #[error("logging is already set up")]
     AlreadySet,
+    /// No thread for the writer.
+    #[error("cannot start the log's thread: {0}")]
+    Thread(#[source] io::Error),
     /// The subscriber is gone.
     #[error("logging has ended")]
     Gone,
@@ -83,17 +86,17 @@ pub enum LogError {
 pub struct Telemetry {
     /// Tells and changes the level, for `/logging`.
     pub level: LogLevel,
-    _flush: WorkerGuard,
+    _flush: writer::Flush,
 }
 
 /// Sets up logging for the process, on standard output.
 pub fn init(settings: &Settings) -> Result<Telemetry, LogError> {
-    let (writer, guard) = tracing_appender::non_blocking(io::stdout());
+    let (writer, flush) = writer::gather(io::stdout()).map_err(LogError::Thread)?;
     let level = install(settings, writer)?;
-    Ok(Telemetry { level, _flush: guard })
+    Ok(Telemetry { level, _flush: flush })
 }
 
-fn install(settings: &Settings, writer: NonBlocking) -> Result<LogLevel, LogError> {
+fn install(settings: &Settings, writer: writer::Gathered) -> Result<LogLevel, LogError> {
     let (filter, level) = LogLevel::layer(&settings.filter)?;
     tracing_subscriber::registry()
         .with(filter)
