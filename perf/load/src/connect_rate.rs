@@ -3,6 +3,8 @@
 //! One event loop per thread. A connection costs socket, connect, send, one registration, a receive or two and close:
 //! the request is sent at once, since on one machine the handshake is usually over when connect returns. The peer
 //! closes first, so that the waiting of TCP after the end (TIME_WAIT) is on its side and no port here is used up.
+//!
+//! With `hold`, connections stay after their request until all are open; then all are closed and opened anew.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +46,8 @@ pub struct Options {
     pub count: Option<u64>,
     /// A connection that takes longer has failed.
     pub timeout: Duration,
+    /// Keep every connection until all are open, at most so many being opened at a time.
+    pub hold: Option<usize>,
 }
 
 /// Runs it.
@@ -51,27 +55,34 @@ pub struct Options {
 /// # Errors
 /// When the options do not fit each other or the machine.
 pub fn run(options: &Options) -> Result<Report> {
+    run_within(options, Window::new(options.warmup, options.seconds))
+}
+
+/// The same, in a time that others share.
+pub(crate) fn run_within(options: &Options, window: Window) -> Result<Report> {
     ensure!(options.connections > 0, "--connections is 0: take at least 1");
     raise_descriptor_limit(options.connections)?;
     let threads = options.threads.clamp(1, options.connections);
     let cpu = CpuClock::start();
-    let window = Window::new(options.warmup, options.seconds);
     let share =
         |total: u64, thread: usize| total / threads as u64 + u64::from((thread as u64) < total % threads as u64);
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
+    let ends: Vec<(Tally, u64)> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
             .map(|thread| {
                 let connections = share(options.connections as u64, thread) as usize;
                 let count = options.count.map_or(u64::MAX, |count| share(count, thread));
-                scope.spawn(move || Loop::new(options, window, connections, count)?.run())
+                scope.spawn(move || Loop::new(options, window, connections, count, threads)?.run())
             })
             .collect();
         running.into_iter().map(|thread| thread.join().expect("an event loop does not panic")).collect::<Result<_>>()
     })?;
     let seconds = window.until.min(Instant::now()).saturating_duration_since(window.from).as_secs_f64();
     let mut sum = Tally::new(window.from);
-    tallies.iter().for_each(|tally| sum.merge(tally));
-    Ok(sum.report("connect-rate", seconds, &cpu).with("connections", options.connections).with("threads", threads))
+    ends.iter().for_each(|(tally, _)| sum.merge(tally));
+    let report =
+        sum.report("connect-rate", seconds, &cpu).with("connections", options.connections).with("threads", threads);
+    let rounds: u64 = ends.iter().map(|(_, rounds)| rounds).sum();
+    Ok(if options.hold.is_some() { report.with("rounds", rounds / threads as u64) } else { report })
 }
 
 /// One connection.
@@ -88,6 +99,8 @@ enum Phase {
     Waiting(Response),
     /// The response is whole and counted, the end of the connection is not there.
     Ending,
+    /// The response is whole and counted, and the connection stays.
+    Held,
 }
 
 enum Step {
@@ -95,6 +108,8 @@ enum Step {
     Wait,
     /// The connection has ended as it should.
     Ended,
+    /// The connection stays open.
+    Held,
     Failed(Failure),
 }
 
@@ -106,9 +121,17 @@ struct Loop<'a> {
     request: Vec<u8>,
     /// The token of a connection is its place here.
     slots: Vec<Option<Connection>>,
-    /// Places whose connection could not be begun.
-    again: Vec<usize>,
-    live: usize,
+    /// Places without a connection.
+    free: Vec<usize>,
+    /// The last connection could not even be begun.
+    stuck: bool,
+    /// Connections that are neither held nor over.
+    busy: usize,
+    /// How many of these there may be.
+    most_busy: usize,
+    held: usize,
+    /// How often all were held.
+    rounds: u64,
     /// Connections that may still be begun.
     left: u64,
     buffer: Box<[u8]>,
@@ -116,42 +139,45 @@ struct Loop<'a> {
 }
 
 impl<'a> Loop<'a> {
-    fn new(options: &'a Options, window: Window, connections: usize, count: u64) -> Result<Self> {
+    fn new(options: &'a Options, window: Window, connections: usize, count: u64, threads: usize) -> Result<Self> {
         Ok(Self {
             options,
             window,
             poll: Poll::new().context("making an epoll instance")?,
             sources: Sources::new(&options.sources),
-            request: http1::request(options.target, &options.path, true),
+            request: http1::request(options.target, &options.path, options.hold.is_none()),
             slots: (0..connections).map(|_| None).collect(),
-            again: (0..connections).collect(),
-            live: 0,
+            free: (0..connections).collect(),
+            stuck: false,
+            busy: 0,
+            most_busy: options.hold.map_or(connections, |busy| (busy / threads).max(1)),
+            held: 0,
+            rounds: 0,
             left: count,
             buffer: vec![0; BUFFER].into(),
             tally: Tally::new(window.from),
         })
     }
 
-    fn run(mut self) -> Result<Tally> {
+    fn run(mut self) -> Result<(Tally, u64)> {
         let mut events = Events::with_capacity(1024);
         let mut swept = Instant::now();
         loop {
-            for slot in std::mem::take(&mut self.again) {
-                self.open(slot);
-            }
+            self.fill();
             let now = Instant::now();
-            if now >= self.window.until || (self.left == 0 && self.live == 0) {
-                return Ok(self.tally);
+            if now >= self.window.until || (self.left == 0 && self.busy == 0) {
+                return Ok((self.tally, self.rounds));
             }
             if now - swept >= SWEEP {
                 swept = now;
                 self.sweep(now);
             }
-            let wait = if self.again.is_empty() { SWEEP } else { PAUSE };
+            let wait = if self.stuck { PAUSE } else { SWEEP };
             match self.poll.poll(&mut events, Some(wait.min(self.window.until - now))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 polled => polled.context("waiting for events")?,
             }
+            self.stuck = false;
             for event in &events {
                 self.handle(event);
             }
@@ -161,49 +187,72 @@ impl<'a> Loop<'a> {
     fn handle(&mut self, event: &Event) {
         let slot = event.token().0;
         let Some(connection) = self.slots[slot].as_mut() else { return };
-        match connection.step(event, &self.request, &mut self.buffer, &mut self.tally) {
+        let was_held = matches!(connection.phase, Phase::Held);
+        match connection.step(event, self.options.hold.is_some(), &self.request, &mut self.buffer, &mut self.tally) {
             Step::Wait => {}
-            Step::Ended => self.next(slot),
+            Step::Ended if was_held => {
+                self.tally.failed(Failure::Closed, Instant::now());
+                self.held -= 1;
+                self.busy += 1;
+                self.end(slot);
+            }
+            Step::Ended => self.end(slot),
+            Step::Held => self.hold(),
             Step::Failed(failure) => {
                 self.tally.failed(failure, Instant::now());
-                self.next(slot);
+                self.end(slot);
             }
         }
     }
 
     /// Puts the next connection in this one's place.
-    fn next(&mut self, slot: usize) {
-        if self.slots[slot].take().is_some() {
-            self.live -= 1;
-        }
-        self.open(slot);
+    fn end(&mut self, slot: usize) {
+        self.slots[slot] = None;
+        self.free.push(slot);
+        self.busy -= 1;
+        self.fill();
     }
 
-    fn open(&mut self, slot: usize) {
-        let Some(left) = self.left.checked_sub(1) else { return };
-        let now = Instant::now();
-        if now >= self.window.until {
-            return;
+    /// One more is held. When all are, they are closed, and the next round begins.
+    fn hold(&mut self) {
+        self.busy -= 1;
+        self.held += 1;
+        if self.held == self.slots.len() {
+            self.slots.iter_mut().for_each(|slot| *slot = None);
+            self.free = (0..self.slots.len()).collect();
+            self.held = 0;
+            self.rounds += 1;
         }
-        self.left = left;
-        match begin(&mut self.sources, self.options.target, &self.request, self.poll.registry(), slot, now) {
-            Ok(connection) => {
-                self.slots[slot] = Some(connection);
-                self.live += 1;
-            }
-            Err(failure) => {
-                self.tally.failed(failure, now);
-                self.again.push(slot);
+        self.fill();
+    }
+
+    fn fill(&mut self) {
+        while self.busy < self.most_busy && self.left > 0 && !self.stuck {
+            let now = Instant::now();
+            let Some(slot) = self.free.pop_if(|_| now < self.window.until) else { return };
+            self.left -= 1;
+            match begin(&mut self.sources, self.options.target, &self.request, self.poll.registry(), slot, now) {
+                Ok(connection) => {
+                    self.slots[slot] = Some(connection);
+                    self.busy += 1;
+                }
+                Err(failure) => {
+                    self.tally.failed(failure, now);
+                    self.free.push(slot);
+                    self.stuck = true;
+                }
             }
         }
     }
 
     fn sweep(&mut self, now: Instant) {
         for slot in 0..self.slots.len() {
-            let late = |c: &Connection| now.saturating_duration_since(c.began) > self.options.timeout;
+            let late = |c: &Connection| {
+                !matches!(c.phase, Phase::Held) && now.saturating_duration_since(c.began) > self.options.timeout
+            };
             if self.slots[slot].as_ref().is_some_and(late) {
                 self.tally.failed(Failure::TimedOut, now);
-                self.next(slot);
+                self.end(slot);
             }
         }
     }
@@ -231,7 +280,7 @@ fn begin(
 }
 
 impl Connection {
-    fn step(&mut self, event: &Event, request: &[u8], buffer: &mut [u8], tally: &mut Tally) -> Step {
+    fn step(&mut self, event: &Event, hold: bool, request: &[u8], buffer: &mut [u8], tally: &mut Tally) -> Step {
         if matches!(self.phase, Phase::Connecting) && (event.is_writable() || event.is_error()) {
             match self.stream.write(request) {
                 Ok(sent) if sent == request.len() => self.phase = Phase::Waiting(Response::default()),
@@ -241,13 +290,13 @@ impl Connection {
             }
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.read(event, buffer, tally)
+            self.read(event, hold, buffer, tally)
         } else {
             Step::Wait
         }
     }
 
-    fn read(&mut self, event: &Event, buffer: &mut [u8], tally: &mut Tally) -> Step {
+    fn read(&mut self, event: &Event, hold: bool, buffer: &mut [u8], tally: &mut Tally) -> Step {
         loop {
             if matches!(self.phase, Phase::Ending) && event.is_read_closed() {
                 return Step::Ended;
@@ -256,21 +305,25 @@ impl Connection {
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Step::Wait,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) if matches!(self.phase, Phase::Ending) => return Step::Ended,
+                Err(_) if matches!(self.phase, Phase::Ending | Phase::Held) => return Step::Ended,
                 Err(error) => return Step::Failed(error.into()),
             };
             match &mut self.phase {
-                Phase::Ending if read == 0 => return Step::Ended,
+                Phase::Ending | Phase::Held if read == 0 => return Step::Ended,
                 _ if read == 0 => return Step::Failed(Failure::Closed),
                 Phase::Waiting(response) => match response.feed(&buffer[..read]) {
                     Ok(true) => {
                         tally.done(self.began, Instant::now());
+                        if hold {
+                            self.phase = Phase::Held;
+                            return Step::Held;
+                        }
                         self.phase = Phase::Ending;
                     }
                     Ok(false) => {}
                     Err(failure) => return Step::Failed(failure),
                 },
-                Phase::Connecting | Phase::Ending => return Step::Failed(Failure::Protocol),
+                Phase::Connecting | Phase::Ending | Phase::Held => return Step::Failed(Failure::Protocol),
             }
             // Less than there was room for: the socket is empty, and more will come with an event of its own.
             if read < buffer.len() && !event.is_read_closed() {

@@ -16,8 +16,14 @@
 //! - A latency is counted from the moment at which the work was due, not from the one at which there was time for it.
 //! - Standard output carries JSON only, one object a line.
 
+pub mod bulk;
 pub mod connect_rate;
+pub mod grpc;
 mod http1;
+pub mod idle;
+pub mod mice;
+pub mod neighbour;
+pub mod open_loop;
 pub mod serve;
 mod socket;
 pub mod tally;

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
 use mio::net::TcpStream;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Descriptors that are not connections: standard streams, epoll, timers, listeners.
 const SPARE: u64 = 64;
@@ -61,12 +62,16 @@ impl Sources {
         let source = self.addresses[self.next % self.addresses.len()];
         self.next = self.next.wrapping_add(1);
         let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        // The port is then chosen by connect, which knows the target: a port may serve many targets.
-        setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
+        bind(&socket, source)?;
         match socket.connect(&target.into()) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
             _ => Ok(TcpStream::from_std(socket.into())),
         }
     }
+}
+
+/// Binds to an address and leaves the port to connect, which knows the target: a port may then serve many targets.
+pub(crate) fn bind(socket: &impl AsFd, source: IpAddr) -> io::Result<()> {
+    setsockopt(socket, IpBindAddressNoPort, &true)?;
+    SockRef::from(socket).bind(&SocketAddr::new(source, 0).into())
 }

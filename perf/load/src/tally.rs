@@ -62,6 +62,8 @@ impl From<io::Error> for Failure {
 /// The time in which a run counts: what ends before it belongs to the warm-up, nothing is begun after it.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
+    /// The load begins.
+    pub start: Instant,
     /// Counting begins.
     pub from: Instant,
     /// Nothing is begun any more.
@@ -71,8 +73,9 @@ pub struct Window {
 impl Window {
     /// Counts for `seconds` after `warmup` seconds that are not counted.
     pub fn new(warmup: f64, seconds: f64) -> Self {
-        let from = Instant::now() + Duration::from_secs_f64(warmup);
-        Self { from, until: from + Duration::from_secs_f64(seconds) }
+        let start = Instant::now();
+        let from = start + Duration::from_secs_f64(warmup);
+        Self { start, from, until: from + Duration::from_secs_f64(seconds) }
     }
 }
 
@@ -82,25 +85,21 @@ pub struct Tally {
     from: Instant,
     latencies: Histogram<u64>,
     errors: BTreeMap<Failure, u64>,
-    steps: Vec<u32>,
+    steps: Steps,
 }
 
 impl Tally {
     /// Counts what ends from then on.
     pub fn new(from: Instant) -> Self {
         let latencies = Histogram::new_with_max(LONGEST.as_nanos() as u64, 3).expect("these bounds are allowed");
-        Self { from, latencies, errors: BTreeMap::new(), steps: Vec::new() }
+        Self { from, latencies, errors: BTreeMap::new(), steps: Steps::default() }
     }
 
     /// One request that was due at `due` and done at `done`.
     pub fn done(&mut self, due: Instant, done: Instant) {
         let Some(into) = done.checked_duration_since(self.from) else { return };
         self.latencies.saturating_record(done.saturating_duration_since(due).as_nanos() as u64);
-        let step = (into.as_micros() / STEP.as_micros()) as usize;
-        if step >= self.steps.len() {
-            self.steps.resize(step + 1, 0);
-        }
-        self.steps[step] += 1;
+        self.steps.add(into, 1);
     }
 
     /// One request that failed at `at`.
@@ -126,12 +125,7 @@ impl Tally {
         for (failure, count) in &other.errors {
             *self.errors.entry(*failure).or_default() += count;
         }
-        if self.steps.len() < other.steps.len() {
-            self.steps.resize(other.steps.len(), 0);
-        }
-        for (mine, theirs) in self.steps.iter_mut().zip(&other.steps) {
-            *mine += theirs;
-        }
+        self.steps.merge(&other.steps);
     }
 
     /// The report of a run whose counted part took `seconds`.
@@ -153,21 +147,47 @@ impl Tally {
                 p999: at(0.999),
                 max: micros(self.latencies.max()),
             },
-            spread: self.spread(seconds),
+            spread: self.steps.spread(seconds),
             cpu_seconds: cpu.used(),
             more: Map::new(),
         }
     }
+}
+
+/// How much was done in each step of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Steps(Vec<u64>);
+
+impl Steps {
+    /// So much, that long after counting began.
+    pub(crate) fn add(&mut self, into: Duration, much: u64) {
+        let step = (into.as_micros() / STEP.as_micros()) as usize;
+        if step >= self.0.len() {
+            self.0.resize(step + 1, 0);
+        }
+        self.0[step] += much;
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine += theirs);
+    }
+
+    pub(crate) fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
 
     /// The widest difference of rate between parts of the run, as a share of the median part.
-    fn spread(&self, seconds: f64) -> f64 {
+    pub(crate) fn spread(&self, seconds: f64) -> f64 {
         // A step that was cut off by the end would look slow.
         let whole = ((seconds / STEP.as_secs_f64()) as usize).max(1);
         let parts = PARTS.min(whole);
         let mut rates: Vec<f64> = (0..parts)
             .map(|part| {
                 let (from, to) = (part * whole / parts, (part + 1) * whole / parts);
-                let sum: u64 = (from..to).filter_map(|step| self.steps.get(step)).map(|count| u64::from(*count)).sum();
+                let sum: u64 = self.0.iter().skip(from).take(to - from).sum();
                 sum as f64 / (to - from) as f64
             })
             .collect();

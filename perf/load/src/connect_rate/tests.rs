@@ -15,6 +15,7 @@ fn options(target: SocketAddr) -> Options {
         warmup: 0.0,
         count: Some(101),
         timeout: Duration::from_secs(20),
+        hold: None,
     }
 }
 
@@ -70,4 +71,13 @@ fn failures_are_counted_by_kind() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let short = Options { timeout: Duration::from_millis(1), count: Some(8), ..options(silent.local_addr().unwrap()) };
     assert_eq!(run(&short).unwrap().errors_by_kind[&Failure::TimedOut], 8);
+}
+
+#[test]
+fn held_connections_are_all_open_at_once_and_then_opened_anew() {
+    let target = start(&[Kind::Http])[0];
+    let held = Options { connections: 50, count: Some(150), hold: Some(4), ..options(target) };
+    let report = run(&held).unwrap();
+    assert_eq!((report.requests, report.errors), (150, 0), "{report:?}");
+    assert_eq!(report.more["rounds"], 3);
 }
