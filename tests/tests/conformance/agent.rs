@@ -9,7 +9,14 @@ use aquifer_lab::Component;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::{Asked, Cluster, answer, next, parse, snapshot};
-use crate::peer::{until, within};
+use crate::peer::{DEADLINE, until, within};
+
+/// Why a pod is left out, which the agent writes by itself, whatever it waits for.
+const NOT_ENROLLED: &str = "ambient.istio.io/not-enrolled-reason";
+/// Out by its own wish, until that is taken back: then by its container.
+const SIDECAR: &str = "apiVersion: v1\nkind: Pod\n\
+     metadata: { name: sidecar, namespace: raw, labels: { istio.io/dataplane-mode: none } }\n\
+     spec: { nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{ name: istio-proxy, image: busybox, command: [sleep, infinity] }] }\n";
 
 /// 2.1-2.3: every enrolled pod in an Add with its namespace, one at a time, then SnapshotSent, then nothing.
 #[tokio::test(flavor = "multi_thread")]
@@ -46,15 +53,34 @@ async fn snapshot_of_enrolled_pods() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn live_add_and_del() -> Result<()> {
     let cluster = Cluster::start(&["a"], false).await?;
+    cluster.lab.apply(SIDECAR).await?;
+    let runs = |status: &aquifer_lab::Status| {
+        status.pods.iter().any(|pod| pod.name == "sidecar" && pod.phase == "Running").then_some(())
+    };
+    cluster.lab.wait_status("the other pod runs", DEADLINE, runs).await?;
     let link = cluster.dial()?;
     ensure!(snapshot(&link)?.is_empty());
     cluster.enrol(true).await?;
     let Asked::Add { uid, .. } = next(&link)? else { anyhow::bail!("an Add expected") };
     let pod = cluster.pod("a").await?;
     assert_eq!(uid, pod.uid);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // What happens to another pod now, the agent has seen and written before the ack comes.
+    let wants_in = serde_json::json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}});
+    cluster.lab.patch_user(aquifer_objects::Kind::Pod, "raw", "sidecar", wants_in).await?;
+    until("another pod's annotation", async || {
+        let pods = cluster.lab.objects(&[aquifer_objects::Kind::Pod]).await?;
+        Ok(pods.iter().any(|pod| pod.name() == "sidecar" && pod.annotation(NOT_ENROLLED).is_some()))
+    })
+    .await?;
     ensure!(cluster.pod("a").await?.redirection.as_deref() != Some("enabled"), "annotated before the ack");
     answer(&link, "")?;
+    cluster.lab.delete("Pod", "raw", "sidecar").await?;
+    cluster
+        .lab
+        .wait_status("the other pod is gone", DEADLINE, |status| {
+            status.pods.iter().all(|pod| pod.name != "sidecar").then_some(())
+        })
+        .await?;
     cluster.lab.wait_enrolled("raw", true).await?;
     cluster.enrol(false).await?;
     let Asked::Del(gone) = next(&link)? else { anyhow::bail!("a Del expected") };
@@ -155,7 +181,7 @@ async fn silence_is_dropped() -> Result<()> {
     let begin = Instant::now();
     ensure!(link.receive()?.is_none(), "the connection goes on");
     let took = begin.elapsed();
-    ensure!((Duration::from_secs(4)..Duration::from_secs(15)).contains(&took), "dropped after {took:?}");
+    ensure!((Duration::from_secs(4)..Duration::from_secs(25)).contains(&took), "dropped after {took:?}");
     Ok(())
 }
 

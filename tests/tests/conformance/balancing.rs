@@ -8,6 +8,9 @@ use crate::peer::net;
 use crate::peer::wds::{ADDRESS, Service, Workload};
 use crate::peer::world::{App, Pod, Stage, World, greeted};
 
+/// So many that none of three is missed by chance, in all test runs that there will ever be.
+const CALLS: usize = 80;
+
 const REGION: u64 = 1;
 const ZONE: u64 = 2;
 const SUBZONE: u64 = 3;
@@ -65,7 +68,7 @@ impl Case {
         }
         self.world.ads.accepted(ADDRESS, &resources, &[]).await?;
         let mut names = BTreeSet::new();
-        for _ in 0..30 {
+        for _ in 0..CALLS {
             names.insert(greeted(&self.here.netns, (net::vip(1), 80).into()).await?.unwrap_or_else(|| "-".into()));
         }
         Ok(names.into_iter().collect::<Vec<_>>().join(" "))
@@ -85,7 +88,7 @@ async fn health() -> Result<()> {
     case.answers(sick, web()).await?;
     case.world.push(&[Service { allow_all: true, ..web() }.resource()]).await?;
     let mut names = BTreeSet::new();
-    for _ in 0..30 {
+    for _ in 0..CALLS {
         names.extend(greeted(&case.here.netns, (net::vip(1), 80).into()).await?);
     }
     assert_eq!(names.len(), 3, "{names:?}");
@@ -103,8 +106,8 @@ async fn capacity() -> Result<()> {
     assert_eq!(case.answers(zero_for("a"), web()).await?, "b c");
     assert_eq!(case.answers(zero_for("abc"), web()).await?, "-");
     assert_eq!(case.answers(|_, workload| workload.capacity = None, web()).await?, "a b c");
-    // A thousand to one: the heavy one has nearly all.
-    let heavy = |name: &str, workload: &mut Workload| workload.capacity = Some(if name == "c" { 100_000 } else { 1 });
+    // A billion to one: the heavy one has all that are seen.
+    let heavy = |name: &str, workload: &mut Workload| workload.capacity = Some(if name == "c" { 1 << 30 } else { 1 });
     assert_eq!(case.answers(heavy, web()).await?, "c");
     Ok(())
 }

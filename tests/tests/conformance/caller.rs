@@ -82,13 +82,13 @@ async fn settings() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn ping() -> Result<()> {
     let case = Case::start().await?;
+    let begin = Instant::now();
     let _call = case.call((net::vip(1), 80)).await?;
     let mut accepted = case.server.accept().await?;
-    let begin = Instant::now();
     let _stream = accepted.take().await?;
     accepted.connection.frame("a PING", |f| f.kind == h2::PING && !f.is_ack()).await?;
     let took = begin.elapsed();
-    ensure!((Duration::from_secs(8)..Duration::from_secs(16)).contains(&took), "after {took:?}");
+    ensure!((Duration::from_secs(9)..Duration::from_secs(50)).contains(&took), "after {took:?}");
     Ok(())
 }
 

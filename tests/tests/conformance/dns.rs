@@ -215,12 +215,11 @@ async fn metrics() -> Result<()> {
         let samples: Vec<&str> = text.lines().filter(|line| line.starts_with(name)).collect();
         counted.with_context(|| format!("{samples:#?}"))?;
     }
-    let text = case.world.metrics().await?;
     for bucket in ["0.0005", "0.001", "0.01", "0.1", "1.0", "5.0", "+Inf"] {
         let le = format!("le=\"{bucket}\"");
         let found =
             |line: &str| line.starts_with("istio_dns_upstream_request_duration_seconds_bucket") && line.contains(&le);
-        ensure!(text.lines().any(found), "no bucket {bucket}");
+        until(&format!("a bucket {bucket}"), async || Ok(case.world.metrics().await?.lines().any(found))).await?;
     }
     Ok(())
 }

@@ -80,8 +80,8 @@ async fn settings() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn pings() -> Result<()> {
     let case = Case::start().await?;
-    let (answering, silent) = (case.dial().await?, case.dial().await?);
     let begin = Instant::now();
+    let (answering, silent) = (case.dial().await?, case.dial().await?);
     // Both have been used: a pooled connection may be idle for five minutes.
     for client in [&answering, &silent] {
         assert_eq!(client.status(&case.here.at(8080).to_string()).await?, "200");
@@ -91,10 +91,10 @@ async fn pings() -> Result<()> {
     answering.connection.frame("the answer", |f| f.kind == h2::PING && f.is_ack() && f.payload == b"8 bytes.").await?;
     silent.connection.frame("a PING", |f| f.kind == h2::PING && !f.is_ack()).await?;
     let took = begin.elapsed();
-    ensure!((Duration::from_secs(9)..Duration::from_secs(16)).contains(&took), "the first PING after {took:?}");
+    ensure!((Duration::from_secs(9)..Duration::from_secs(50)).contains(&took), "the first PING after {took:?}");
     silent.connection.closed().await?;
     let took = begin.elapsed();
-    ensure!((Duration::from_secs(25)..Duration::from_secs(40)).contains(&took), "dropped after {took:?}");
+    ensure!((Duration::from_secs(25)..Duration::from_secs(150)).contains(&took), "dropped after {took:?}");
     let status = answering.status(&case.here.at(8080).to_string()).await;
     assert_eq!(status.with_context(|| format!("{:?}", answering.connection.frames()))?, "200");
     Ok(())
@@ -191,7 +191,8 @@ async fn response_baggage() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_response_baggage() -> Result<()> {
     let case = Case::vary(|stage, _, _| stage.var("ENABLE_RESPONSE_BAGGAGE", "false")).await?;
-    let (_stream, headers) = case.dial().await?.connect("198.18.1.2:8080", &[]).await?;
+    let client = case.dial().await?;
+    let (_stream, headers) = client.connect("198.18.1.2:8080", &[]).await?;
     assert_eq!(headers, [(":status".to_owned(), "200".to_owned())]);
     Ok(())
 }
@@ -205,7 +206,7 @@ async fn status_follows_the_connect() -> Result<()> {
     let begin = Instant::now();
     assert_eq!(client.status("198.18.1.2:7777").await?, "503");
     let took = begin.elapsed();
-    ensure!((Duration::from_secs(9)..Duration::from_secs(20)).contains(&took), "after {took:?}");
+    ensure!((Duration::from_secs(9)..Duration::from_secs(50)).contains(&took), "after {took:?}");
     Ok(())
 }
 
@@ -213,7 +214,8 @@ async fn status_follows_the_connect() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn source_address() -> Result<()> {
     let case = Case::start().await?;
-    let (mut stream, _) = case.dial().await?.connect("198.18.1.2:8080", &[]).await?;
+    let client = case.dial().await?;
+    let (mut stream, _) = client.connect("198.18.1.2:8080", &[]).await?;
     ensure!(stream.read(10).await?.starts_with(b"hello 198.18.1.3"), "the caller's address");
     let case = Case::vary(|stage, _, _| stage.var("ENABLE_ORIG_SRC", "false")).await?;
     let client = case.dial().await?;
@@ -342,7 +344,7 @@ async fn unknown_local_workload() -> Result<()> {
     let begin = Instant::now();
     assert_eq!(client.status("198.18.1.2:8080").await?, "503");
     let took = begin.elapsed();
-    ensure!((Duration::from_secs(4)..Duration::from_secs(15)).contains(&took), "after {took:?}");
+    ensure!((Duration::from_secs(4)..Duration::from_secs(25)).contains(&took), "after {took:?}");
     Ok(())
 }
 

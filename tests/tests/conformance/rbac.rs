@@ -30,7 +30,15 @@ const PLAIN: In = (false, true);
 
 impl Case {
     async fn start() -> Result<Self> {
-        let stage = Stage::set()?;
+        Self::with_grace(None).await
+    }
+
+    /// With AUTHZ_POLICY_GRACE, where time matters.
+    async fn with_grace(grace: Option<&str>) -> Result<Self> {
+        let mut stage = Stage::set()?;
+        if let Some(grace) = grace {
+            stage.var("AUTHZ_POLICY_GRACE", grace);
+        }
         let (mut here, there) = (stage.local(2, "here")?, stage.remote(3, "there")?);
         here.workload.policies = vec!["app/named".into()];
         let named = Policy { name: "named".into(), namespace: "app".into(), scope: 2, deny: true, ..Policy::default() };
@@ -314,14 +322,14 @@ async fn allowed_connections_stay() -> Result<()> {
 /// Where we mean to be better than 3.5 and trap 9: a named policy that stays unknown denies.
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_policy_denies() -> Result<()> {
-    let mut case = Case::start().await?;
+    let mut case = Case::with_grace(Some("6s")).await?;
     case.world.remove(AUTHORIZATION, &["app/named".into()]).await?;
     let client = case.world.dial(&case.there, &case.here).await?;
     assert_eq!(client.status("198.18.1.2:8080").await?, "401");
     // One that comes when the wait is over is refused at once, and told why.
     let begin = Instant::now();
     assert_eq!(client.status("198.18.1.2:8080").await?, "401");
-    ensure!(begin.elapsed() < Duration::from_secs(1), "after {:?}", begin.elapsed());
+    ensure!(begin.elapsed() < Duration::from_secs(5), "after {:?}", begin.elapsed());
     case.world.ztunnel.lines(&["\taccess\t", "reason=\"policy_unknown\""], 1).await?;
     case.world.push(&[inert().resource()]).await?;
     assert_eq!(client.status("198.18.1.2:8080").await?, "200");
@@ -329,7 +337,6 @@ async fn missing_policy_denies() -> Result<()> {
 }
 
 /// The same: the one that waited is told that too, not that a policy changed.
-#[cfg(any())]
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_policy_is_the_reason() -> Result<()> {
     let mut case = Case::start().await?;
@@ -344,7 +351,8 @@ async fn missing_policy_is_the_reason() -> Result<()> {
 /// workload that names it cuts nothing and refuses nobody whom it allows.
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_that_comes_late() -> Result<()> {
-    let mut case = Case::start().await?;
+    // Long: it is the waiting that is tried here, not how fast this machine is.
+    let mut case = Case::with_grace(Some("30s")).await?;
     let client = case.world.dial(&case.there, &case.here).await?;
     let (mut open, _) = client.connect("198.18.1.2:8080", &[]).await?;
     open.read(1).await?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aquifer_lab::{Component, LabOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{access_lines, connect, eventually, get, meshed_shop, service_ips};
+use crate::harness::{access_line_appears, connect, counted, eventually, get, meshed_shop, service_ips};
 
 const ONLY_ORDERS: &str = include_str!("../../../examples/shop/policies/payments-only-from-orders.yaml");
 
@@ -34,17 +34,15 @@ async fn payments_only_from_orders() -> Result<()> {
         let refused = get(&lab, "shop", "web", "http://payments/").await?;
         assert!(!refused.ok(), "{refused:?}");
         let policy = "policy=\"shop/payments-only-from-orders\"";
-        eventually("the log names reason and policy", Duration::from_secs(1), async || {
-            Ok(!access_lines(&lab, "node2", &["reason=", policy, "sa/web"]).await?.is_empty())
+        access_line_appears(&lab, "node2", &["reason=", policy, "sa/web"]).await?;
+        let proxy = Component::ztunnel("node2");
+        counted(&lab, &proxy, "aquifer_connections_refused_total", &[policy], |n| n >= 1.0).await?;
+        eventually("the refusal is in Istio's own counters", Duration::from_secs(1), async || {
+            let failed = lab.metric(proxy.clone(), "istio_tcp_connections_failed_total", &[]).await?;
+            let denied = ["response_flags=\"DENY\""];
+            Ok(failed + lab.metric(proxy.clone(), "istio_tcp_connections_closed_total", &denied).await? >= 1.0)
         })
         .await?;
-        let counted = lab.metric(Component::ztunnel("node2"), "aquifer_connections_refused_total", &[policy]).await?;
-        assert!(counted >= 1.0, "{counted}");
-        let flagged = lab.metric(Component::ztunnel("node2"), "istio_tcp_connections_failed_total", &[]).await?
-            + lab
-                .metric(Component::ztunnel("node2"), "istio_tcp_connections_closed_total", &["response_flags=\"DENY\""])
-                .await?;
-        assert!(flagged >= 1.0, "no refusal in Istio's own counters");
 
         lab.delete("AuthorizationPolicy", "shop", "payments-only-from-orders").await?;
         eventually("web gets through again", Duration::from_secs(1), async || {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aquifer_lab::{Component, ExecOutput, Lab, LabOptions};
 
-use crate::harness::{enrol, eventually, get, meshed_shop, service_ips, shop};
+use crate::harness::{counted, enrol, eventually, get, meshed_shop, service_ips, shop};
 
 /// A world outside: a host that a Service's address stands for, and records of other types.
 fn options() -> LabOptions {
@@ -104,6 +104,13 @@ async fn count(lab: &Lab, name: &str, labels: &[&str]) -> Result<f64> {
     Ok(lab.metric(Component::ztunnel("node1"), name, labels).await?)
 }
 
+/// Waits until so many are counted, and not more: an answer may be there before it is counted.
+async fn counts(lab: &Lab, name: &str, labels: &[&str], expected: f64) -> Result<()> {
+    counted(lab, &Component::ztunnel("node1"), name, labels, |found| found >= expected).await?;
+    assert_eq!(count(lab, name, labels).await?, expected, "{name} {labels:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn applications_see_the_same_names_as_without_the_mesh() -> Result<()> {
     let lab = shop(options()).await?;
@@ -161,18 +168,23 @@ async fn known_names_stay_in_the_mesh_and_others_go_out_as_the_pod() -> Result<(
         let args = ["dig", transport, "+short", "@fd00:19::53", "orders.shop.svc.cluster.local"];
         assert_eq!(run(&lab, "web", &args).await?.stdout.trim(), v4.to_string(), "over IPv6");
     }
-    assert_eq!(count(&lab, requests, &udp).await?, 4.0);
-    assert_eq!(count(&lab, requests, &tcp).await?, 2.0);
+    counts(&lab, requests, &udp, 4.0).await?;
+    counts(&lab, requests, &tcp, 2.0).await?;
     assert_eq!(count(&lab, upstream, &["source_canonical_service=\"web\""]).await?, 0.0);
     assert_eq!(resolver_lines(&lab, "orders").await?, before, "a known name left the mesh");
 
     assert_eq!(dig(&lab, "web", &["+short", "www.example.test"]).await?, "198.19.0.12");
     assert_eq!(dig(&lab, "web", &["+short", "+tcp", "text.example.test", "TXT"]).await?, "\"hello\"");
-    assert_eq!(count(&lab, upstream, &[&udp[..], &["request_query_type=\"a\""]].concat()).await?, 1.0);
-    assert_eq!(count(&lab, upstream, &[&tcp[..], &["request_query_type=\"txt\""]].concat()).await?, 1.0);
-    assert_eq!(count(&lab, "istio_dns_upstream_request_duration_seconds_count", &[&udp[..]].concat()).await?, 1.0);
+    counts(&lab, upstream, &[&udp[..], &["request_query_type=\"a\""]].concat(), 1.0).await?;
+    counts(&lab, upstream, &[&tcp[..], &["request_query_type=\"txt\""]].concat(), 1.0).await?;
+    counts(&lab, "istio_dns_upstream_request_duration_seconds_count", &udp, 1.0).await?;
     assert_eq!(count(&lab, "istio_dns_upstream_failures_total", &[]).await?, 0.0);
-    let asked = resolver_lines(&lab, "www.example.test").await?;
+    let mut asked = Vec::new();
+    eventually("the resolver tells of the question", Duration::from_secs(1), async || {
+        asked = resolver_lines(&lab, "www.example.test").await?;
+        Ok(!asked.is_empty())
+    })
+    .await?;
     let own = format!("from {}", web[0].ips[0]);
     assert!(asked.len() == 1 && asked[0].ends_with(&own), "asked by the pod itself: {asked:?}");
     lab.down().await?;
@@ -202,11 +214,14 @@ async fn a_pod_may_opt_out_and_may_lack_an_ipv6_loopback() -> Result<()> {
     assert!(!authoritative("out").await?, "the resolver answers");
     assert!(get(&lab, "shop", "out", "http://orders/").await?.ok(), "and its traffic is in the mesh all the same");
     assert_eq!(count(&lab, "istio_dns_requests_total", &["source_canonical_service=\"out\""]).await?, 0.0);
-    assert!(!resolver_lines(&lab, "orders.shop.svc.cluster.local").await?.is_empty());
+    eventually("the resolver tells of the question", Duration::from_secs(1), async || {
+        Ok(!resolver_lines(&lab, "orders.shop.svc.cluster.local").await?.is_empty())
+    })
+    .await?;
     for pod in ["lame", "four"] {
         assert!(authoritative(pod).await?, "{pod}: the proxy answers");
         let label = format!("source_canonical_service=\"{pod}\"");
-        assert_eq!(count(&lab, "istio_dns_requests_total", &[&label]).await?, 1.0);
+        counts(&lab, "istio_dns_requests_total", &[&label], 1.0).await?;
     }
     lab.down().await?;
     Ok(())

@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use aquifer_lab::LabOptions;
 
-use crate::harness::{ORDERS, PAYMENTS, access_lines, eventually, get, lab, meshed_shop, redirection, shop};
+use crate::harness::{
+    ORDERS, PAYMENTS, access_line_appears, access_lines, eventually, get, lab, meshed_shop, redirection, shop,
+    wait_meshed,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_label_traffic_is_plain_and_readable() -> Result<()> {
@@ -34,7 +37,7 @@ async fn the_label_puts_new_connections_on_hbone_without_a_restart() -> Result<(
             Ok(!access_lines(&lab, "node2", &["direction=\"inbound\"", ORDERS, PAYMENTS]).await?.is_empty())
         })
         .await?;
-        lab.wait_enrolled("shop", true).await?;
+        wait_meshed(&lab, "shop").await?;
         assert_eq!(names().await?, before, "a pod was restarted or replaced");
 
         let capture = lab.capture("node1").await?;
@@ -52,10 +55,11 @@ async fn the_label_puts_new_connections_on_hbone_without_a_restart() -> Result<(
         let versions = of_pods.tls_versions();
         assert!(!versions.is_empty() && versions.iter().all(|version| *version == 0x0304), "{versions:x?}");
         for (node, direction) in [("node1", "direction=\"outbound\""), ("node2", "direction=\"inbound\"")] {
-            assert!(!access_lines(&lab, node, &[direction, ORDERS, PAYMENTS]).await?.is_empty(), "{node} {direction}");
+            access_line_appears(&lab, node, &[direction, ORDERS, PAYMENTS]).await?;
         }
         let web = "spiffe://cluster.local/ns/shop/sa/web";
-        assert!(!access_lines(&lab, "node1", &["direction=\"inbound\"", ORDERS, web]).await?.is_empty(), "same node");
+        // On one node too.
+        access_line_appears(&lab, "node1", &["direction=\"inbound\"", ORDERS, web]).await?;
         lab.down().await?;
     }
     Ok(())
@@ -67,10 +71,6 @@ async fn removing_the_label_leaves_nothing_behind() -> Result<()> {
     assert!(redirection(&lab, "shop", "orders").await?.contains("istio-ambient-nat"));
     lab.label_namespace("shop", "istio.io/dataplane-mode", None).await?;
     lab.wait_enrolled("shop", false).await?;
-    let capture = lab.capture("node1").await?;
-    let answer = get(&lab, "shop", "orders", "http://payments/").await?;
-    assert!(answer.ok(), "{answer:?}");
-    assert!(capture.stop().await?.contains(b"GET / HTTP/1.1"), "not plain again");
     let pods: Vec<String> =
         lab.status().await?.pods.into_iter().filter(|pod| pod.namespace == "shop").map(|pod| pod.name).collect();
     assert!(pods.len() >= 4);
@@ -83,6 +83,11 @@ async fn removing_the_label_leaves_nothing_behind() -> Result<()> {
         Ok(true)
     })
     .await?;
+    // The rules go after the mark, when peers have heard of it.
+    let capture = lab.capture("node1").await?;
+    let answer = get(&lab, "shop", "orders", "http://payments/").await?;
+    assert!(answer.ok(), "{answer:?}");
+    assert!(capture.stop().await?.contains(b"GET / HTTP/1.1"), "not plain again");
     Ok(())
 }
 
@@ -117,15 +122,16 @@ async fn pods_with_a_sidecar_stay_out_and_the_reason_is_named() -> Result<()> {
     .await?;
     for (deployment, name) in [("sidecar", "istio-proxy"), ("native", "linkerd-proxy"), ("opted-out", "")] {
         let pod = lab.pod("mixed", deployment).await?;
+        if !name.is_empty() {
+            eventually(&format!("the agent names {name}"), Duration::from_secs(1), async || {
+                let log = lab.component_logs(&aquifer_lab::Component::agent("node1")).await?;
+                Ok(log.lines().any(|line| line.contains(&pod.name) && line.contains(name)))
+            })
+            .await?;
+        }
+        let pod = lab.pod("mixed", deployment).await?;
         assert_eq!(pod.redirection, None, "{deployment} was enrolled");
         assert_eq!(redirection(&lab, "mixed", deployment).await?, "", "rules in {deployment}");
-        if !name.is_empty() {
-            let log = lab.component_logs(&aquifer_lab::Component::agent("node1")).await?;
-            assert!(
-                log.lines().any(|line| line.contains(&pod.name) && line.contains(name)),
-                "the agent does not name {name}"
-            );
-        }
     }
     Ok(())
 }

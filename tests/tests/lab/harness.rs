@@ -16,6 +16,8 @@ pub(crate) const SHOP: [&str; 3] = [
     include_str!("../../../examples/shop/20-outside.yaml"),
 ];
 pub(crate) const RAW: &str = include_str!("raw.yaml");
+/// When what has happened stands in logs and metrics: no requirement, a fifth of what is waited.
+const TOLD: Duration = Duration::from_secs(2);
 pub(crate) const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 pub(crate) const PAYMENTS: &str = "spiffe://cluster.local/ns/shop/sa/payments";
 
@@ -70,10 +72,16 @@ pub(crate) async fn raw(options: LabOptions) -> Result<Lab> {
 /// Labels the namespace, waits until its pods are in and both proxies know of it.
 pub(crate) async fn enrol(lab: &Lab, namespace: &str) -> Result<()> {
     lab.label_namespace(namespace, "istio.io/dataplane-mode", Some("ambient")).await?;
+    wait_meshed(lab, namespace).await
+}
+
+/// Waits until the namespace's pods are in and both proxies know of it: a proxy that has not heard of a pod yet sends
+/// to it in plaintext.
+pub(crate) async fn wait_meshed(lab: &Lab, namespace: &str) -> Result<()> {
     lab.wait_enrolled(namespace, true).await?;
     let pods: Vec<PodInfo> = lab.status().await?.pods.into_iter().filter(|pod| pod.namespace == namespace).collect();
     for node in ["node1", "node2"] {
-        eventually("every proxy knows every pod as HBONE", Duration::from_secs(2), async || {
+        eventually(&format!("{node} knows every pod of {namespace} as HBONE"), Duration::from_secs(2), async || {
             let dump: serde_json::Value = serde_json::from_str(&lab.ztunnel_admin(node, "/config_dump").await?)?;
             let workloads = dump["workloads"].as_array().context("workloads in the config dump")?;
             let hbone = |pod: &PodInfo| {
@@ -126,7 +134,41 @@ pub(crate) async fn get(lab: &Lab, namespace: &str, pod: &str, url: &str) -> Res
     Ok(Answer { exit: output.code, status: status.trim().parse()?, body: body.trim().to_owned() })
 }
 
-/// The access lines of a node's ztunnel that hold all the texts.
+/// Waits for access lines of a node's ztunnel that hold all the texts: a line is written when the connection has ended,
+/// by a thread of its own, so maybe after the client has its answer.
+pub(crate) async fn access_lines_appear(lab: &Lab, node: &str, count: usize, texts: &[&str]) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    eventually(&format!("{node} logs {texts:?} {count} times"), TOLD, async || {
+        lines = access_lines(lab, node, texts).await?;
+        Ok(lines.len() >= count)
+    })
+    .await?;
+    Ok(lines)
+}
+
+/// Waits for one access line; the last.
+pub(crate) async fn access_line_appears(lab: &Lab, node: &str, texts: &[&str]) -> Result<String> {
+    access_lines_appear(lab, node, 1, texts).await?.pop().context("a line")
+}
+
+/// Waits until the samples of a component's metric, whose lines hold all of these, add up to what is asked for.
+pub(crate) async fn counted(
+    lab: &Lab,
+    component: &Component,
+    metric: &str,
+    labels: &[&str],
+    enough: impl Fn(f64) -> bool,
+) -> Result<()> {
+    let (what, mut last) = (format!("{component} counts {metric} {labels:?}"), 0.0);
+    let reached = eventually(&what, TOLD, async || {
+        last = lab.metric(component.clone(), metric, labels).await?;
+        Ok(enough(last))
+    })
+    .await;
+    reached.map(drop).with_context(|| format!("{last} in the end"))
+}
+
+/// The access lines of a node's ztunnel that hold all the texts, so far: for what must not be there, or is polled for.
 pub(crate) async fn access_lines(lab: &Lab, node: &str, texts: &[&str]) -> Result<Vec<String>> {
     let log = lab.component_logs(&Component::ztunnel(node)).await?;
     let lines = log.lines().filter(|line| line.contains("\taccess\t") && texts.iter().all(|text| line.contains(text)));

@@ -19,38 +19,25 @@ use std::time::Duration;
 use anyhow::Result;
 use aquifer_lab::{Component, Lab, Load};
 
-use crate::harness::{access_lines, eventually};
-
 /// Traffic of the mesh that nothing here may disturb.
 struct Bystander(Load);
 
 impl Bystander {
     async fn start(lab: &Lab) -> Result<Self> {
         let load = Load::start(lab, "shop", "orders", "http://payments/", 1)?;
-        load.wait_answers(3, Duration::from_secs(20)).await?;
+        load.wait_answers(3, Duration::from_secs(60)).await?;
         Ok(Self(load))
     }
 
     /// Nobody was disturbed, up to the end.
     async fn unharmed(self) -> Result<()> {
         let more = self.0.report().total() + 5;
-        self.0.wait_answers(more, Duration::from_secs(20)).await?;
+        self.0.wait_answers(more, Duration::from_secs(60)).await?;
         let report = self.0.stop().await?;
         println!("bystander: {} requests, {} failed", report.total(), report.failed());
         assert_eq!(report.failed(), 0, "of {}: {}", report.total(), report.first_failure());
         Ok(())
     }
-}
-
-/// Waits for an access line with all the texts.
-async fn logged(lab: &Lab, node: &str, texts: &[&str]) -> Result<String> {
-    let mut found = None;
-    eventually(&format!("{node} logs {texts:?}"), Duration::from_secs(1), async || {
-        found = access_lines(lab, node, texts).await?.pop();
-        Ok(found.is_some())
-    })
-    .await?;
-    Ok(found.unwrap_or_default())
 }
 
 /// Resident memory of a node's proxy in KiB.

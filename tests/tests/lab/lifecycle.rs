@@ -13,7 +13,9 @@ use crate::harness::{build_binaries, eventually, meshed_shop};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigkill_of_a_meshed_lab_leaves_no_process_and_no_namespace() -> Result<()> {
+    let before = links()?;
     let lab = meshed_shop(LabOptions::default()).await?;
+    assert_eq!(links()?, before, "links on the machine while the lab is up");
     let pid = lab.pid()?;
     let name = lab.name().to_owned();
     let network = std::fs::read_link(format!("/proc/{pid}/ns/net"))?;
@@ -30,10 +32,16 @@ async fn sigkill_of_a_meshed_lab_leaves_no_process_and_no_namespace() -> Result<
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
     eventually("no process of the lab is left", Duration::from_secs(2), async || Ok(members()? == 0)).await?;
     assert!(!aquifer_lab::Lab::list().contains(&name));
-    let machine = std::process::Command::new("ip").args(["-o", "link"]).output()?;
-    let links = String::from_utf8_lossy(&machine.stdout).into_owned();
-    assert!(!links.contains("node1") && !links.contains("veth"), "links on the machine: {links}");
+    assert_eq!(links()?, before, "links on the machine");
     Ok(())
+}
+
+/// The network interfaces of the machine's own namespace.
+fn links() -> Result<Vec<String>> {
+    let names = std::fs::read_dir("/sys/class/net")?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
 }
 
 /// When the starter is killed.

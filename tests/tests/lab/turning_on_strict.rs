@@ -8,7 +8,7 @@ use aquifer_objects::Kind;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{access_lines, eventually, get, listen, meshed_shop};
+use crate::harness::{access_line_appears, access_lines, eventually, get, listen, meshed_shop};
 
 const GUIDE: &str = include_str!("../../../docs/operations.md");
 /// Who the guide speaks of besides the shop: Prometheus and an ingress, not enrolled yet.
@@ -92,16 +92,17 @@ async fn the_guide_leads_to_strict_without_a_surprise() -> Result<()> {
 
     // Step 1: all three callers are on the list; the mesh's own pods are not.
     ok("shop", "orders", "http://payments/").await?;
-    let callers = plaintext_callers(&lab).await?;
-    let listed = |callers: &[String], from: &str, to: &str| {
-        callers.iter().any(|line| line.starts_with(&format!("{from} → {to}: ")))
-    };
+    let mut callers = Vec::new();
     for (from, to) in [
         ("monitoring/prometheus", "shop/payments"),
         ("outside/client", "shop/payments"),
         ("ingress/gateway", "shop/web"),
     ] {
-        assert!(listed(&callers, from, to), "{from} → {to} is not in {callers:?}");
+        eventually(&format!("{from} → {to} is on the list"), Duration::from_secs(1), async || {
+            callers = plaintext_callers(&lab).await?;
+            Ok(callers.iter().any(|line| line.starts_with(&format!("{from} → {to}: "))))
+        })
+        .await?;
     }
     assert!(!callers.iter().any(|line| line.starts_with("shop/")), "{callers:?}");
 
@@ -179,11 +180,13 @@ async fn the_guide_leads_to_strict_without_a_surprise() -> Result<()> {
             "remedy=\"enrol the client (istio.io/dataplane-mode=ambient) or allow plaintext".to_owned(),
         ];
         let told: Vec<&str> = told.iter().map(String::as_str).collect();
-        assert!(!access_lines(&lab, node, &told).await?.is_empty(), "{node}: no line with {told:?}");
+        access_line_appears(&lab, node, &told).await?;
         let commands = step(5, "sh")?;
         assert_eq!(commands.len(), 1, "step 5");
-        let counted = ask_ztunnel(&lab, node, &commands[0]).await?;
-        assert!(counted.contains(&format!("policy=\"{policy}\"")), "{node}: {counted}");
+        eventually(&format!("{node} counts what {policy} refuses"), Duration::from_secs(1), async || {
+            Ok(ask_ztunnel(&lab, node, &commands[0]).await?.contains(&format!("policy=\"{policy}\"")))
+        })
+        .await?;
     }
     Ok(())
 }

@@ -49,8 +49,10 @@ async fn a_control_plane_that_returns_finds_everything_in_place() -> Result<()> 
     let lab = meshed_shop(LabOptions::default()).await?;
     lab.apply(ONLY_ORDERS).await?;
     for node in NODES {
-        eventually("the policy is known", Duration::from_secs(2), async || {
-            Ok(names(&told(&lab, node).await?, "policies").contains(&"payments-only-from-orders".to_owned()))
+        eventually("the policy is known, and the workload names it", Duration::from_secs(2), async || {
+            let told = told(&lab, node).await?;
+            let known = names(&told, "policies").contains(&"payments-only-from-orders".to_owned());
+            Ok(known && told["workloads"].to_string().contains("payments-only-from-orders"))
         })
         .await?;
     }
@@ -59,7 +61,7 @@ async fn a_control_plane_that_returns_finds_everything_in_place() -> Result<()> 
         whole.insert(node, told(&lab, node).await?);
     }
     let load = Load::start(&lab, "shop", "orders", "http://payments/", 2)?;
-    load.wait_answers(5, Duration::from_secs(20)).await?;
+    load.wait_answers(5, Duration::from_secs(60)).await?;
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let mut before = BTreeMap::new();
         for node in NODES {
@@ -72,7 +74,7 @@ async fn a_control_plane_that_returns_finds_everything_in_place() -> Result<()> 
             status.components.iter().any(|c| c.component == Component::Istiod && c.pid.is_none()).then_some(())
         })
         .await?;
-        load.wait_answers(load.report().total() + 10, Duration::from_secs(20)).await?;
+        load.wait_answers(load.report().total() + 10, Duration::from_secs(60)).await?;
         lab.start_component(Component::Istiod).await?;
         // Looked at over and over while it comes back: at no time is anything missing.
         let mut looks = 0;
@@ -108,7 +110,7 @@ async fn a_control_plane_that_returns_finds_everything_in_place() -> Result<()> 
         })
         .await?;
     }
-    load.wait_answers(load.report().total() + 5, Duration::from_secs(20)).await?;
+    load.wait_answers(load.report().total() + 5, Duration::from_secs(60)).await?;
     let report = load.stop().await?;
     println!("{} requests, {} failed", report.total(), report.failed());
     assert_eq!(report.failed(), 0, "of {}: {}", report.total(), report.first_failure());
@@ -301,7 +303,7 @@ async fn a_resource_that_is_refused_is_named_and_the_rest_applies() -> Result<()
     })
     .await?;
     assert_eq!(scripted.rejected(type_url::ADDRESS), None, "all is well now");
-    load.wait_answers(5, Duration::from_secs(20)).await?;
+    load.wait_answers(5, Duration::from_secs(60)).await?;
     let report = load.stop().await?;
     assert_eq!(report.failed(), 0, "of {}: {}", report.total(), report.first_failure());
     scripted.cancel.drain();

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -36,8 +37,8 @@ pub(crate) enum CaMode {
     OtherIdentity(&'static str),
     /// A gRPC error.
     Refuse(u32, &'static str),
-    /// No answer at all.
-    Silent,
+    /// As `Issue` for a day, but each call waits until it is let go ([`Istiod::release`]).
+    Held,
 }
 
 /// A CreateCertificate call as it came.
@@ -64,6 +65,11 @@ struct Shared {
     /// Only one call is answered at a time while set; used to see what waits.
     other_root: Mutex<Option<Arc<Ca>>>,
     open: Mutex<Vec<super::grpc::Ender>>,
+    /// Handshakes that came to nothing.
+    failed_handshakes: AtomicUsize,
+    gate: Semaphore,
+    held: AtomicUsize,
+    most_held: AtomicUsize,
 }
 
 /// The running control plane.
@@ -88,6 +94,10 @@ impl Istiod {
             count,
             other_root: Mutex::default(),
             open: Mutex::default(),
+            failed_handshakes: AtomicUsize::default(),
+            gate: Semaphore::new(0),
+            held: AtomicUsize::default(),
+            most_held: AtomicUsize::default(),
         });
         let connections = Arc::new(Mutex::new(JoinSet::new()));
         let mut tasks = JoinSet::new();
@@ -137,6 +147,21 @@ impl Istiod {
         *self.shared.mode.lock() = mode;
     }
 
+    /// Waits until so many clients have hung up instead of finishing their handshake.
+    pub(crate) async fn handshakes_failed(&self, count: usize) -> Result<()> {
+        until("failed handshakes", async || Ok(self.shared.failed_handshakes.load(SeqCst) >= count)).await
+    }
+
+    /// Lets one call go that [`CaMode::Held`] holds, or the next that comes.
+    pub(crate) fn release(&self) {
+        self.shared.gate.add_permits(1);
+    }
+
+    /// How many calls were held at once, at most.
+    pub(crate) fn most_held(&self) -> usize {
+        self.shared.most_held.load(SeqCst)
+    }
+
     /// Leaves are signed by this root from now on.
     pub(crate) fn sign_with(&self, ca: Arc<Ca>) {
         *self.shared.other_root.lock() = Some(ca);
@@ -174,7 +199,10 @@ impl Serve {
             let serve = self.clone();
             connections.lock().spawn(async move {
                 let accepting = TlsAcceptor::from(Arc::clone(&serve.config.lock())).accept(stream);
-                let Ok(tls) = accepting.await else { return };
+                let Ok(tls) = accepting.await else {
+                    serve.shared.failed_handshakes.fetch_add(1, SeqCst);
+                    return;
+                };
                 let mut connection = Connection::server(tls, &[(3, 100)]);
                 let mut calls = JoinSet::new();
                 while let Some((stream, headers)) = connection.accept_any().await {
@@ -225,7 +253,13 @@ impl Serve {
                 call.refuse(code, message);
                 return Ok(());
             }
-            CaMode::Silent => std::future::pending().await,
+            CaMode::Held => {
+                let held = self.shared.held.fetch_add(1, SeqCst) + 1;
+                self.shared.most_held.fetch_max(held, SeqCst);
+                self.shared.gate.acquire().await?.forget();
+                self.shared.held.fetch_sub(1, SeqCst);
+                vec![ca.sign(&csr, &identity, 86_400)?, ca.pem.clone()]
+            }
         };
         call.accept();
         call.send(&Message::new().strings(1, chain));

@@ -12,8 +12,8 @@ use rustls::version::{TLS12, TLS13};
 use tokio::io::AsyncReadExt;
 use tokio_rustls::TlsConnector;
 
-use super::{Bystander, logged};
-use crate::harness::{ORDERS, connect_from, meshed_shop, netns, node_netns};
+use super::Bystander;
+use crate::harness::{ORDERS, access_line_appears, connect_from, meshed_shop, netns, node_netns};
 use crate::mint::{self, Ca, client};
 
 /// One who knocks, what the alert tells him, and what the log tells us.
@@ -103,7 +103,7 @@ async fn refusal(netns: &Path, to: std::net::SocketAddr, config: &Arc<ClientConf
         let mut first = [0];
         tls.read(&mut first).await
     };
-    match tokio::time::timeout(Duration::from_secs(5), handshake).await.context("neither in nor out after 5 s")? {
+    match tokio::time::timeout(Duration::from_secs(25), handshake).await.context("neither in nor out after 25 s")? {
         Ok(0) => bail!("closed without an alert"),
         Ok(_) => bail!("let in"),
         Err(error) => Ok((error.to_string(), port)),
@@ -130,8 +130,12 @@ async fn nobody_gets_in_without_a_certificate_of_the_mesh() -> Result<()> {
             let (error, port) = refusal(netns, (*ip, 15008).into(), &knock.config).await.context(what.clone())?;
             println!("{what}: {error}");
             assert!(error.contains("alert") && error.contains(knock.alert), "{what}: {error}");
-            let line =
-                logged(&lab, "node2", &[&format!(":{port} "), "connection failed", "direction=\"inbound\""]).await?;
+            let line = access_line_appears(
+                &lab,
+                "node2",
+                &[&format!(":{port} "), "connection failed", "direction=\"inbound\""],
+            )
+            .await?;
             assert!(
                 line.contains(&format!("reason=\"{}\"", knock.reason)) && line.contains(knock.says),
                 "{what}: {line}"

@@ -57,14 +57,14 @@ impl<'a> Office<'a> {
         let identity: Identity = ask.identity.parse()?;
         let client = IstioCaClient::new(CaConfig {
             address: self.address.clone(),
-            root: Source::Inline(self.root.clone()),
+            root: Source::Inline(self.root.clone()).into(),
             alt_hostname: Some("istiod.istio-system.svc".into()),
             token: ask.token.map(Source::Inline),
             cluster_id: ask.cluster.into(),
             headers: Vec::new(),
             ttl: Duration::from_secs(3600),
             impersonate: ask.impersonate,
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
         });
         in_netns(&self.netns, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -149,6 +149,10 @@ async fn a_node_gets_the_identities_of_its_own_pods_only() -> Result<()> {
     })
     .await?;
     let web = "spiffe://cluster.local/ns/shop/sa/web";
+    eventually("the control plane knows that it is gone", Duration::from_secs(1), async || {
+        Ok(office.ask(node1(web))?.is_err())
+    })
+    .await?;
     office.refused("a token of a pod that is gone", node1(web), "which does not exist").await?;
     office.refused("for itself", Ask { impersonate: false, ..node1(web) }, "which does not exist").await?;
     Ok(())

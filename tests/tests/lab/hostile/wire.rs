@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aquifer_lab::{Component, Lab, LabOptions, Packet, Pcap};
 
-use super::logged;
 use super::ports::knock;
-use crate::harness::{eventually, get, meshed_shop, netns};
+use crate::harness::{access_line_appears, eventually, get, meshed_shop, netns};
 
 const STRICT: &str = include_str!("../../../../examples/shop/policies/strict.yaml");
 const ONLY_ORDERS: &str = include_str!("../../../../examples/shop/policies/payments-only-from-orders.yaml");
@@ -116,7 +115,7 @@ async fn a_refused_stranger_learns_nothing() -> Result<()> {
         let (answer, port) = knock(&place, to.into()).await?;
         assert!(answer.is_empty(), "{to:?}: {:?}", String::from_utf8_lossy(&answer));
         let from = if port == 0 { "direction=\"inbound\"".to_owned() } else { format!(":{port} ") };
-        let line = logged(&lab, "node2", &[&from, "reason=\"policy_denied\""]).await?;
+        let line = access_line_appears(&lab, "node2", &[&from, "reason=\"policy_denied\""]).await?;
         assert!(line.contains("policy="), "{line}");
     }
     let (seen, inside) = (capture.stop().await?, inside.stop().await?);
