@@ -65,11 +65,10 @@ fn pods_in_trouble_are_told_of_and_tried_again_and_the_others_get_in() {
             log().lines().any(|l| l.contains("not enrolled yet") && l.contains(&format!("shop/{name}")))
         });
     }
-    let metrics = node.get("127.0.0.1:15014", "/metrics");
-    assert!(metrics.contains("nodeagent_enrolled_pods 7"), "{metrics}");
+    let counts = |text: &str| node.get("127.0.0.1:15014", "/metrics").contains(text);
+    node.until("seven are in", || counts("nodeagent_enrolled_pods 7"));
     for step in ["rules", "netns"] {
-        let counted = format!("nodeagent_step_failures_total{{step=\"{step}\"}}");
-        assert!(metrics.contains(&counted), "{counted} in {metrics}");
+        node.until(step, || counts(&format!("nodeagent_step_failures_total{{step=\"{step}\"}}")));
     }
     assert!(node.get("127.0.0.1:8000", "/healthz/ready").starts_with("HTTP/1.1 200"), "the agent is well");
 
@@ -111,9 +110,10 @@ fn a_pod_that_the_agent_may_not_enter_is_told_of_and_the_others_get_in() {
     assert!(redirected(&within));
     node.until_marked("beyond", Some("pending"));
     assert!(!redirected(&beyond));
-    let log = std::fs::read_to_string(node.path("log")).unwrap();
-    let told = log.lines().find(|line| line.contains("shop/beyond")).unwrap();
-    assert!(told.contains("not permitted"), "{told}");
+    node.until("the log says why", || {
+        let log = std::fs::read_to_string(node.path("log")).unwrap();
+        log.lines().any(|line| line.contains("shop/beyond") && line.contains("not permitted"))
+    });
     assert!(node.get("127.0.0.1:8000", "/healthz/ready").starts_with("HTTP/1.1 200"));
     assert_eq!(node.annotation("within", REDIRECTION).as_deref(), Some("enabled"));
 }
