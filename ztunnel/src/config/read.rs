@@ -1,6 +1,9 @@
 //! From variables to settings.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use aquifer_runtime::env::{ConfigErrors, Env, Vars};
@@ -16,6 +19,15 @@ use crate::socket::{Keepalive, OriginalSource, TcpOptions};
 
 pub(super) const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 pub(super) const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+
+/// What a frame may hold (RFC 9113, 4.2).
+const FRAMES: RangeInclusive<u32> = 1 << 14..=(1 << 24) - 1;
+
+/// From one smallest frame to what HTTP/2 can say (RFC 9113, 6.9.1).
+const WINDOWS: RangeInclusive<u32> = 1 << 14..=(1 << 31) - 1;
+
+/// A connection begins with this much, and cannot take it back (RFC 9113, 6.9.2).
+const CONNECTION_WINDOWS: RangeInclusive<u32> = (1 << 16) - 1..=(1 << 31) - 1;
 
 /// Switches of the original that can stand one way only here, and what to do who needs the other.
 const FIXED: &[(&str, bool, &str)] = &[
@@ -226,17 +238,29 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         },
         connect_timeout: Duration::from_secs(10),
         handshake_timeout: Duration::from_secs(10),
-        stream_window: vars.optional("HTTP2_STREAM_WINDOW_SIZE"),
-        connection_window: vars.optional("HTTP2_CONNECTION_WINDOW_SIZE"),
-        pod_window: vars.parsed("HTTP2_POD_WINDOW_SIZE", aquifer_hbone::POD_BUDGET),
-        frame_size: vars.parsed("HTTP2_FRAME_SIZE", 1 << 20),
-        pool_max_streams: vars.parsed("POOL_MAX_STREAMS_PER_CONNECTION", 100),
+        stream_window: within(vars, "HTTP2_STREAM_WINDOW_SIZE", &WINDOWS),
+        connection_window: within(vars, "HTTP2_CONNECTION_WINDOW_SIZE", &CONNECTION_WINDOWS),
+        pod_window: within(vars, "HTTP2_POD_WINDOW_SIZE", &(1 << 16..=u64::MAX)).unwrap_or(aquifer_hbone::POD_BUDGET),
+        frame_size: within(vars, "HTTP2_FRAME_SIZE", &FRAMES).unwrap_or(1 << 20),
+        pool_max_streams: within(vars, "POOL_MAX_STREAMS_PER_CONNECTION", &(1..=usize::MAX)).unwrap_or(100),
         pool_idle: vars.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
         response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
         authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
         unknown_policies: unknown_policies(vars),
         localhost_app_tunnel: vars.bool("LOCALHOST_APP_TUNNEL", true),
     }
+}
+
+/// A number within limits, if it is set.
+fn within<T>(vars: &mut Vars<'_>, key: &str, limits: &RangeInclusive<T>) -> Option<T>
+where
+    T: FromStr<Err: Display> + PartialOrd + Display,
+{
+    vars.with(key, |text| match text.parse() {
+        Ok(number) if limits.contains(&number) => Ok(number),
+        Ok(number) => Err(format!("{number} is not within {} and {}", limits.start(), limits.end())),
+        Err(e) => Err(format!("{text:?}: {e}")),
+    })
 }
 
 fn unknown_policies(vars: &mut Vars<'_>) -> grace::Settings {

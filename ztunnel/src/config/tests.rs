@@ -256,6 +256,26 @@ fn what_is_not_done_here_is_refused_with_a_remedy_when_it_is_asked_for() {
 }
 
 #[test]
+fn sizes_have_limits() {
+    let table = [
+        ("HTTP2_STREAM_WINDOW_SIZE", ["16383", "2147483648", "-1", "4Mi"], "16384"),
+        ("HTTP2_CONNECTION_WINDOW_SIZE", ["65534", "2147483648", "-1", "x"], "2147483647"),
+        ("HTTP2_FRAME_SIZE", ["16383", "16777216", "0", "1 MiB"], "16777215"),
+        ("HTTP2_POD_WINDOW_SIZE", ["0", "65535", "-1", "x"], "65536"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", ["0", "-1", "x", "1.5"], "1"),
+    ];
+    for (key, bad, good) in table {
+        for value in bad {
+            let errors = try_read(&[(key, value)], &around()).unwrap_err();
+            assert!(errors.0.len() == 1 && errors.0[0].key == key, "{key}={value}: {errors}");
+        }
+        read(&[(key, good), ("ISTIO_META_X", "")]);
+    }
+    let proxy = read(&[("HTTP2_STREAM_WINDOW_SIZE", ""), ("HTTP2_FRAME_SIZE", "32768")]).proxy;
+    assert_eq!((proxy.stream_window, proxy.frame_size), (None, 32768));
+}
+
+#[test]
 fn the_dns_proxy_is_on_unless_told_otherwise() {
     let check = |vars: &[(&str, &str)], expected: Option<Listen>| assert_eq!(read(vars).dns, expected, "{vars:?}");
     let (capture, address) = ("ISTIO_META_DNS_CAPTURE", "ISTIO_META_DNS_PROXY_ADDR");
