@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use aquifer_lab::{Component, Lab, LabOptions, Netns, PodInfo};
+use aquifer_lab::{Component, Lab, LabOptions, Netns, PodInfo, Process};
 
 use crate::measure::counters::{self, Counters};
 use crate::mode::Mode;
 use crate::options::BenchOptions;
 use crate::sidecar::{self, PodRef, Sidecars};
+use crate::tools::load;
 use crate::{manifests, tuning};
 
 /// The namespace of everything that is measured.
 pub(crate) const NAMESPACE: &str = "bench";
+
+/// Its Deployments, a pod each.
+const PODS: [&str; 4] = ["client", "neighbour", "near", "far"];
 
 /// How long the mesh may take to carry the first connection.
 const IN_FORCE: Duration = Duration::from_secs(20);
@@ -45,6 +49,7 @@ pub(crate) struct Bed {
     far: PodInfo,
     near: PodInfo,
     sidecars: Option<Sidecars>,
+    servers: Vec<Process>,
     /// The lab's own /proc, as this process sees it.
     proc: PathBuf,
 }
@@ -61,17 +66,25 @@ impl Bed {
         }
         let pod = async |deployment: &str| lab.pod(NAMESPACE, deployment).await;
         let (far, near) = (pod("far").await?, pod("near").await?);
-        let proc = Path::new("/proc").join(lab.pid()?.to_string()).join("root/proc");
-        let mut bed = Self { mode, lab, far, near, sidecars: None, proc };
+        let proc = proc(&lab)?;
+        let mut bed = Self { mode, lab, far, near, sidecars: None, servers: Vec::new(), proc };
         for netns in bed.netnses() {
             tuning::apply(&bed.lab, &netns).await?;
         }
-        for deployment in ["client", "near", "far"] {
+        for deployment in PODS {
             tuning::check_interface(&bed.lab, &pod_netns(deployment), "eth0").await?;
         }
         if let Some(kind) = mode.sidecars() {
-            let pods = ["client", "near", "far"].map(|name| PodRef::new(NAMESPACE, name));
+            let pods = PODS.map(|name| PodRef::new(NAMESPACE, name));
             bed.sidecars = Some(sidecar::install(&bed.lab, &envoy(options)?, &pods, kind).await?);
+        }
+        if let Ok(load) = load_program() {
+            let serve = format!("serve --listen 0.0.0.0:{} --threads {}", manifests::LOAD, options.threads());
+            for server in ["near", "far"] {
+                let process = bed.lab.netns_spawn(pod_netns(server), &command(&load, &serve))?;
+                process.wait_output("serving", IN_FORCE).await?;
+                bed.servers.push(process);
+            }
         }
         bed.wait_in_force().await?;
         Ok(bed)
@@ -79,7 +92,7 @@ impl Bed {
 
     /// Ends the lab.
     pub(crate) async fn stop(self) -> Result<()> {
-        drop(self.sidecars);
+        drop((self.servers, self.sidecars));
         self.lab.down().await?;
         Ok(())
     }
@@ -90,9 +103,29 @@ impl Bed {
         pod.ipv4().to_string()
     }
 
-    /// The URL of the server's page of 1 KiB.
+    /// Host and port of the web server.
+    pub(crate) fn http(&self, place: Place) -> String {
+        format!("{}:{}", self.server(place), manifests::HTTP)
+    }
+
+    /// The URL of its page of 1 KiB.
     pub(crate) fn url(&self, place: Place) -> String {
-        format!("http://{}:{}/", self.server(place), manifests::HTTP)
+        format!("http://{}/", self.http(place))
+    }
+
+    /// Runs a subcommand of `aquifer-load` as the client's process, to its end.
+    pub(crate) async fn load(&self, line: &str) -> Result<String> {
+        self.client(&command(&load_program()?, line)).await
+    }
+
+    /// Starts a subcommand of `aquifer-load` as the client's process.
+    pub(crate) fn spawn_load(&self, line: &str) -> Result<Process> {
+        Ok(self.lab.netns_spawn(pod_netns("client"), &command(&load_program()?, line))?)
+    }
+
+    /// Starts a subcommand of `aquifer-load` in the pod beside the client's.
+    pub(crate) fn neighbour(&self, line: &str) -> Result<Process> {
+        Ok(self.lab.netns_spawn(pod_netns("neighbour"), &command(&load_program()?, line))?)
     }
 
     /// Runs a program of the machine as the client's process, to its end.
@@ -138,7 +171,7 @@ impl Bed {
 
     fn netnses(&self) -> Vec<Netns> {
         let mut all = vec![Netns::Wire, Netns::Node("node1".into()), Netns::Node("node2".into())];
-        all.extend(["client", "near", "far"].map(pod_netns));
+        all.extend(PODS.map(pod_netns));
         if self.mode.is_mesh() {
             all.extend(["node1", "node2"].map(|node| Netns::Component(Component::ztunnel(node))));
         }
@@ -171,7 +204,7 @@ impl Bed {
     }
 
     /// Why what passed was not encrypted, if it was not.
-    async fn is_open(&self) -> Result<Option<String>> {
+    pub(crate) async fn is_open(&self) -> Result<Option<String>> {
         if let Some(sidecars) = &self.sidecars {
             return Ok(sidecars.verify(&self.lab).await.err().map(|error| error.to_string()));
         }
@@ -184,8 +217,26 @@ impl Bed {
     }
 }
 
+/// `aquifer-load`, beside this program.
+fn load_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("finding the running binary")?.with_file_name("aquifer-load");
+    ensure!(path.is_file(), "{} is missing: build it with `cargo build --release -p aquifer-load`", path.display());
+    Ok(path)
+}
+
+fn command(program: &Path, line: &str) -> Vec<String> {
+    let mut words = vec![program.display().to_string()];
+    words.extend(load::words(line));
+    words
+}
+
+/// A lab's own /proc, as this process sees it.
+pub(crate) fn proc(lab: &Lab) -> Result<PathBuf> {
+    Ok(Path::new("/proc").join(lab.pid()?.to_string()).join("root/proc"))
+}
+
 /// The Envoy asked for, or the one beside the build folder's profiles.
-fn envoy(options: &BenchOptions) -> Result<PathBuf> {
+pub(crate) fn envoy(options: &BenchOptions) -> Result<PathBuf> {
     if let Some(path) = &options.envoy {
         return Ok(path.clone());
     }
@@ -194,7 +245,7 @@ fn envoy(options: &BenchOptions) -> Result<PathBuf> {
     sidecar::find_envoy(&target.join("bench/venv")).context("not available (or say --envoy)")
 }
 
-fn lab_options(mode: Mode, options: &BenchOptions) -> LabOptions {
+pub(crate) fn lab_options(mode: Mode, options: &BenchOptions) -> LabOptions {
     let (folder, env) = match mode {
         Mode::Base => (options.base.as_ref().or(options.bin.as_ref()), &options.base_env),
         _ => (options.bin.as_ref(), &options.ambient_env),

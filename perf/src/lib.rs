@@ -14,10 +14,12 @@
 //! * Parsing, statistics and reports are pure; `bed`, `run` and `measure` touch the machine.
 
 mod bed;
+mod load;
 mod manifests;
 mod measure;
 mod mode;
 mod options;
+mod pods;
 mod report;
 mod results;
 mod run;

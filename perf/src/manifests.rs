@@ -5,21 +5,38 @@ pub(crate) const HTTP: u16 = 8080;
 /// The port of iperf3.
 pub(crate) const BULK: u16 = 5201;
 
+/// The port of `aquifer-load serve`, which is told what to do by the first bytes.
+pub(crate) const LOAD: u16 = 9000;
+
 /// Bytes of the page that is asked for.
 const PAGE: usize = 1024;
 
-/// A client and a server on node1, a server on node2.
+/// A client, its neighbour and a server on node1, a server on node2.
 pub(crate) fn bench(ambient: bool, threads: u32) -> String {
-    let label = if ambient { "  labels:\n    istio.io/dataplane-mode: ambient\n" } else { "" };
-    let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: bench\n{label}");
     let servers = servers(threads);
     [
-        namespace,
-        deployment("client", "node1", &container("idle", "exec sleep infinity", None)),
-        deployment("near", "node1", &servers),
-        deployment("far", "node2", &servers),
+        namespace(ambient),
+        deployment("client", "node1", 1, &idle()),
+        deployment("neighbour", "node1", 1, &idle()),
+        deployment("near", "node1", 1, &servers),
+        deployment("far", "node2", 1, &servers),
     ]
     .join("---\n")
+}
+
+/// So many pods on node1, and a server on node2 that they can reach.
+pub(crate) fn filler(ambient: bool, count: u32) -> String {
+    let far = deployment("far", "node2", 1, &servers(1));
+    [namespace(ambient), deployment("filler", "node1", count, &idle()), far].join("---\n")
+}
+
+fn namespace(ambient: bool) -> String {
+    let label = if ambient { "  labels:\n    istio.io/dataplane-mode: ambient\n" } else { "" };
+    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: bench\n{label}")
+}
+
+fn idle() -> String {
+    container("idle", "exec sleep infinity", None)
 }
 
 fn servers(threads: u32) -> String {
@@ -57,7 +74,7 @@ http {{
     )
 }
 
-fn deployment(name: &str, node: &str, containers: &str) -> String {
+fn deployment(name: &str, node: &str, replicas: u32, containers: &str) -> String {
     format!(
         "apiVersion: v1
 kind: ServiceAccount
@@ -71,7 +88,7 @@ metadata:
   name: {name}
   namespace: bench
 spec:
-  replicas: 1
+  replicas: {replicas}
   selector:
     matchLabels:
       app: {name}
@@ -121,6 +138,7 @@ mod tests {
         assert!(plain.contains(&format!("return 200 \"{}\"", "x".repeat(1024))));
         assert!(!plain.contains("dataplane-mode"));
         assert!(bench(true, 1).contains("istio.io/dataplane-mode: ambient"));
-        assert_eq!(plain.matches("kind: Deployment").count(), 3);
+        assert_eq!(plain.matches("kind: Deployment").count(), 4);
+        assert!(filler(false, 20).contains("replicas: 20\n"));
     }
 }

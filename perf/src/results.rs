@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::measure::cpu::Cpu;
 use crate::mode::Mode;
+use crate::options::BenchOptions;
+use crate::pods::Series;
 use crate::stats::Summary;
 use crate::tools::Outcome;
 
@@ -126,8 +128,17 @@ pub(crate) struct Results {
     pub(crate) not_available: BTreeMap<Mode, String>,
     /// The works.
     pub(crate) works: Vec<WorkResult>,
+    /// Memory by the number of pods on a node.
+    pub(crate) pods: Vec<Series>,
     /// What went wrong.
     pub(crate) failures: Vec<String>,
     /// How long all of it took.
     pub(crate) seconds: f64,
+}
+
+impl Results {
+    /// Nothing yet.
+    pub(crate) fn begin(_options: &BenchOptions) -> Self {
+        Self { command: std::env::args().collect::<Vec<_>>().join(" "), ..Self::default() }
+    }
 }

@@ -6,14 +6,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::bed::{self, Bed};
-use crate::manifests;
-use crate::measure::cpu::Cpu;
-use crate::measure::memory;
+use crate::measure::Watch;
 use crate::mode::Mode;
 use crate::options::BenchOptions;
 use crate::results::{Metric, Results, Sample, WorkResult};
-use crate::tools::{Outcome, iperf3, wrk};
-use crate::work::{Kind, WORKS, Work};
+use crate::work::{WORKS, Work, extra};
+use crate::{load, pods};
 
 /// More failed requests than this share spoil a run.
 const ERRORS: f64 = 0.001;
@@ -25,7 +23,7 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
     if let Some(folder) = &options.bin {
         bed::check_binaries(folder)?;
     }
-    let mut results = Results { command: std::env::args().collect::<Vec<_>>().join(" "), ..Results::default() };
+    let mut results = Results::begin(options);
     let mut beds = Vec::new();
     for mode in modes(options) {
         let starting = Instant::now();
@@ -42,28 +40,49 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
         }
     }
     if beds.is_empty() {
-        bail!("no mode can be measured");
+        bail!("no mode can be measured: {:?}", results.not_available);
     }
     for (index, work) in works.iter().enumerate() {
-        println!("\n[{}/{}] {}: {}", index + 1, works.len(), work.id, work.title);
+        println!("\n[{}/{}] {}: {} ({:.0} s so far)", index + 1, works.len(), work.id, work.title, secs(begin));
         let result = rounds(&beds, work, options, &mut results.failures).await;
         results.works.push(result);
     }
     for bed in beds {
+        if let Some(why) = bed.is_open().await? {
+            results.failures.push(format!("mode {}: not all traffic was protected: {why}", bed.mode));
+        }
         bed.stop().await?;
     }
-    results.seconds = begin.elapsed().as_secs_f64();
+    if options.works.is_empty() || options.works.iter().any(|name| name == pods::NAME) {
+        println!("\n{}: memory by number of pods on a node ({:.0} s so far)", pods::NAME, secs(begin));
+        for mode in results.modes.clone() {
+            match pods::measure(mode, options).await {
+                Ok(series) => results.pods.extend(series),
+                Err(error) => results.failures.push(format!("{} {mode}: {error:#}", pods::NAME)),
+            }
+        }
+    }
+    results.seconds = secs(begin);
     Ok(results)
+}
+
+fn secs(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
 }
 
 /// All rounds of one work. What fails is told, and the rest goes on.
 async fn rounds(beds: &[Bed], work: &Work, options: &BenchOptions, failures: &mut Vec<String>) -> WorkResult {
     let primary = work.primary();
     let mut samples: BTreeMap<Mode, Vec<Sample>> = BTreeMap::new();
-    let rounds = options.rounds.unwrap_or(if options.quick || !work.target { 3 } else { 5 });
+    let rounds = options.rounds.unwrap_or_else(|| work.rounds(options.quick));
     for round in 0..rounds {
         for bed in turns(beds, round, options.seed).filter(|bed| work.suits(bed.mode)) {
-            match once(bed, work, options, round).await {
+            let sample = if work.is_fresh() {
+                fresh(bed.mode, work, options, round).await
+            } else {
+                once(bed, work, options, round).await
+            };
+            match sample {
                 Ok(sample) => {
                     println!("  {}/{rounds} {:<13} {}", round + 1, bed.mode, line(&sample, primary));
                     for overflow in &sample.overflows {
@@ -87,14 +106,24 @@ fn turns(beds: &[Bed], round: u32, seed: u64) -> impl Iterator<Item = &Bed> {
     beds.iter().cycle().skip(first).take(beds.len())
 }
 
+/// One run in a lab of its own.
+async fn fresh(mode: Mode, work: &Work, options: &BenchOptions, round: u32) -> Result<Sample> {
+    let bed = Bed::start(mode, options).await?;
+    let sample = once(&bed, work, options, round).await;
+    bed.stop().await?;
+    sample
+}
+
 /// One run, with what it cost.
 async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Result<Sample> {
-    let proxies = bed.proxies(work.place).await?;
     let counters = bed.counters().await?;
-    let (machine, own) = (Cpu::of_machine()?, Cpu::of_processes(&proxies));
-    let outcome = load(bed, work, options).await?;
-    let (machine, own) = (Cpu::of_machine()? - machine, Cpu::of_processes(&proxies) - own);
-    let proxies_pss = memory::pss(&proxies);
+    let watch = Watch::start(bed.proxies(work.place).await?)?;
+    let mut found = BTreeMap::new();
+    let outcome = watch.during(load::run(bed, work, options, &watch, &mut found)).await?;
+    let cost = watch.stop()?;
+    if let Metric::Extra(name) = extra::PEAK {
+        found.insert(name.to_owned(), cost.peak_pss as f64 / f64::from(1 << 20));
+    }
     let mut overflows = Vec::new();
     for ((place, before), (_, after)) in counters.iter().zip(bed.counters().await?) {
         for (name, by) in after.growth(before) {
@@ -105,46 +134,30 @@ async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Res
     if outcome.errors as f64 > tried as f64 * ERRORS {
         bail!("{} of {tried} requests failed", outcome.errors);
     }
-    Ok(Sample { round, outcome, machine, proxies: own, proxies_pss, overflows, extra: BTreeMap::new() })
-}
-
-async fn load(bed: &Bed, work: &Work, options: &BenchOptions) -> Result<Outcome> {
-    let (seconds, threads) = (options.seconds(), options.threads());
-    match work.kind {
-        Kind::Bulk { streams } => {
-            let args = iperf3::args(&bed.server(work.place), manifests::BULK, streams, seconds);
-            iperf3::parse(&bed.client(&args).await?)
-        }
-        Kind::Http { connections } => {
-            let args = wrk::args(&bed.url(work.place), connections, threads, seconds, true);
-            wrk::parse(&bed.client(&args).await?)
-        }
-        Kind::Connect { at_once } => {
-            let args = wrk::args(&bed.url(work.place), at_once, threads, seconds, false);
-            wrk::parse(&bed.client(&args).await?)
-        }
-    }
+    Ok(Sample {
+        round,
+        outcome,
+        machine: cost.machine,
+        proxies: cost.proxies,
+        proxies_pss: cost.pss,
+        overflows,
+        extra: found,
+    })
 }
 
 /// One run in one line.
 fn line(sample: &Sample, primary: Metric) -> String {
     let value = |metric: Metric| metric.of(sample).unwrap_or(0.0);
-    let mut line = format!("{:>10.1} {}", value(primary), primary.unit());
+    let mut line = format!("{:>10.1} {:<6}", value(primary), primary.unit());
     if sample.outcome.latency.is_some() {
-        line += &format!(
-            "  p50 {:>7.0} p99 {:>8.0} µs  machine {:>5.1} proxies {:>5.1} µs/request",
-            value(Metric::P50),
-            value(Metric::P99),
-            value(Metric::MachinePerRequest),
-            value(Metric::ProxiesPerRequest)
-        );
-    } else {
-        line += &format!(
-            "  machine {:>5.2} proxies {:>5.2} s/GiB",
-            value(Metric::MachinePerGib),
-            value(Metric::ProxiesPerGib)
-        );
+        line += &format!("  p50 {:>7.0} p99 {:>8.0} µs", value(Metric::P50), value(Metric::P99));
     }
+    let (per, machine, proxies) = if sample.outcome.requests > 0 {
+        ("µs/request", Metric::MachinePerRequest, Metric::ProxiesPerRequest)
+    } else {
+        ("s/GiB", Metric::MachinePerGib, Metric::ProxiesPerGib)
+    };
+    line += &format!("  machine {:>6.2} proxies {:>6.2} {per}", value(machine), value(proxies));
     line += &format!("  PSS {:>5.1} MiB", value(Metric::ProxiesPss));
     if sample.outcome.errors > 0 {
         line += &format!("  {} errors", sample.outcome.errors);
@@ -174,8 +187,8 @@ fn chosen(options: &BenchOptions) -> Result<Vec<&'static Work>> {
         let found = WORKS.iter().find(|work| work.id == name);
         found.with_context(|| {
             let names: Vec<_> = WORKS.iter().map(|work| work.id).collect();
-            format!("`{name}` is no work: {}", names.join(", "))
+            format!("`{name}` is no work: {}, {}", names.join(", "), pods::NAME)
         })
     };
-    options.works.iter().map(find).collect()
+    options.works.iter().filter(|name| *name != pods::NAME).map(find).collect()
 }

@@ -1,9 +1,10 @@
 //! The programs that make load, and what they report. Parsing is pure.
 
 pub(crate) mod iperf3;
+pub(crate) mod load;
 pub(crate) mod wrk;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a program that made load reports.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -21,7 +22,7 @@ pub(crate) struct Outcome {
 }
 
 /// Latencies in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Latency {
     /// Half are faster.
     pub(crate) p50: f64,
