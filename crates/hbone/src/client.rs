@@ -73,6 +73,11 @@ impl Client {
         !self.watch.worn() && !matches!(self.send.poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
+    /// When one of the streams was last seen to carry bulk.
+    pub(crate) fn last_bulk(&self) -> Option<std::time::Instant> {
+        self.tuning.last_bulk()
+    }
+
     /// Streams that the peer allows at once, as far as known.
     pub fn max_streams(&self) -> usize {
         self.send.current_max_send_streams()

@@ -21,6 +21,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +59,10 @@ pub trait Connect<K>: 'static {
 pub struct PoolConfig {
     /// Streams on one connection at most, whatever the peer allows (POOL_MAX_STREAMS_PER_CONNECTION).
     pub max_streams: usize,
+    /// Connections that a key may have beyond what its streams need, so that new streams do not share one with bulk.
+    pub spare: usize,
+    /// How long a stream waits for such a connection before it takes a place beside bulk.
+    pub spare_patience: Duration,
     /// A connection without streams is closed after this (POOL_UNUSED_RELEASE_TIMEOUT).
     pub idle_timeout: Duration,
     /// TCP connect, TLS and HTTP/2 handshake together.
@@ -70,6 +75,8 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             max_streams: client::INITIAL_MAX_STREAMS,
+            spare: 3,
+            spare_patience: Duration::from_millis(100),
             idle_timeout: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),
             client: ClientConfig::default(),
@@ -146,7 +153,7 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
     /// Like [`new`](Self::new), with what the pod's connections may hold together.
     pub fn within(budget: Budget, connector: C, config: PoolConfig, cancel: Cancel, tracker: Tracker) -> Self {
         let state = State {
-            admission: Admission::new(config.max_streams, config.idle_timeout),
+            admission: Admission::new(config.max_streams, config.spare, config.idle_timeout),
             conns: HashMap::new(),
             waiters: HashMap::new(),
         };
@@ -227,7 +234,17 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
         if dial {
             self.inner.dial(key.clone());
         }
-        rx.await.unwrap_or(Err(PoolError::Closed))
+        let mut served = pin!(rx);
+        let patience = tokio::time::timeout(self.inner.config.spare_patience, &mut served);
+        let served = match patience.await {
+            Ok(served) => served,
+            Err(_) => {
+                let actions = self.inner.state.borrow_mut().admission.hurry(key, ticket, now());
+                self.inner.act(actions, true);
+                served.await
+            }
+        };
+        served.unwrap_or(Err(PoolError::Closed))
     }
 }
 
@@ -246,6 +263,8 @@ struct Conn {
     /// What the peer allows, as far as known.
     limit: watch::Sender<usize>,
     peer: Option<Rc<dyn Any>>,
+    /// When bulk was last seen on it.
+    bulk: Option<std::time::Instant>,
 }
 
 struct Inner<K: Key, C: Connect<K>> {

@@ -143,6 +143,7 @@ impl Transport for H2Stream {
             sent += n;
             self.reserved = self.reserved.saturating_sub(n);
         }
+        self.credit.sent(sent);
         Poll::Ready(Ok(sent))
     }
 

@@ -8,7 +8,11 @@ use h2::{FlowControl, RecvStream};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+#[cfg(test)]
+mod tests;
 
 /// What both ends of h2 offer.
 pub(crate) trait Tunable {
@@ -48,6 +52,8 @@ struct Inner {
     /// SETTINGS sent, and those of them whose acknowledgement has been seen to.
     sent: Cell<u64>,
     heard: Cell<u64>,
+    /// When a stream was last seen to carry bulk.
+    bulk: Cell<Option<Instant>>,
 }
 
 impl Tuning {
@@ -59,6 +65,7 @@ impl Tuning {
             watch,
             sent: Cell::new(1),
             heard: Cell::new(0),
+            bulk: Cell::new(None),
         }))
     }
 
@@ -71,7 +78,11 @@ impl Tuning {
     /// A stream begins.
     pub(crate) fn open(&self, stream: u32) -> StreamCredit {
         self.0.ledger.borrow_mut().opened(stream, now());
-        StreamCredit { connection: self.clone(), stream }
+        StreamCredit { connection: self.clone(), stream, load: Load::new(now()) }
+    }
+
+    pub(crate) fn last_bulk(&self) -> Option<Instant> {
+        self.0.bulk.get()
     }
 
     /// To be called before the connection is polled.
@@ -94,7 +105,7 @@ impl Tuning {
 
     /// To be called after it.
     pub(crate) fn after_poll(&self) {
-        let Inner { ledger, flows, watch, sent, heard } = &*self.0;
+        let Inner { ledger, flows, watch, sent, heard, .. } = &*self.0;
         let now_heard = watch.settings_heard().min(sent.get());
         if now_heard > heard.replace(now_heard) {
             ledger.borrow_mut().window_heard();
@@ -111,6 +122,7 @@ impl Tuning {
 pub(crate) struct StreamCredit {
     connection: Tuning,
     stream: u32,
+    load: Load,
 }
 
 impl StreamCredit {
@@ -122,6 +134,50 @@ impl StreamCredit {
     /// Bytes have left us; `held` of the stream have not.
     pub(crate) fn consumed(&self, bytes: usize, held: impl FnOnce() -> usize) {
         self.connection.0.ledger.borrow_mut().consumed(self.stream, bytes, held, now);
+        self.moved(bytes);
+    }
+
+    /// Bytes were handed to HTTP/2.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.moved(bytes);
+    }
+
+    fn moved(&self, bytes: usize) {
+        if let Some(at) = self.load.moved(bytes, now) {
+            self.connection.0.bulk.set(Some(at));
+        }
+    }
+}
+
+/// Tells bulk from exchanges, in both directions of a stream together. The clock is asked once in [`BULK`] bytes.
+struct Load {
+    moved: Cell<usize>,
+    since: Cell<Instant>,
+}
+
+/// Bytes that a stream moves within [`BULK_TIME`] when it carries bulk: 16 Mbit/s.
+const BULK: usize = 2 << 20;
+const BULK_TIME: Duration = Duration::from_secs(1);
+/// What comes in smaller pieces are messages, however many.
+const PIECE: usize = 4 << 10;
+
+impl Load {
+    fn new(now: Instant) -> Self {
+        Self { moved: Cell::new(0), since: Cell::new(now) }
+    }
+
+    /// The time if this is bulk.
+    fn moved(&self, bytes: usize, now: impl FnOnce() -> Instant) -> Option<Instant> {
+        if bytes < PIECE {
+            return None;
+        }
+        self.moved.set(self.moved.get() + bytes);
+        if self.moved.get() < BULK {
+            return None;
+        }
+        let now = now();
+        self.moved.set(0);
+        (now.saturating_duration_since(self.since.replace(now)) <= BULK_TIME).then_some(now)
     }
 }
 

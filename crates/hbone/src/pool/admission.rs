@@ -3,6 +3,11 @@
 //! Per key there is at most one dial at a time. A request is either given a permit on a connection with room, or
 //! a ticket; the tickets of a key are served in order as streams end and dials succeed. The limit is checked and
 //! the permit taken in one step, so no connection is ever above its limit.
+//!
+//! Bulk on a connection holds up whatever shares it: bytes queue in one TCP stream. So new streams go to a connection
+//! without, and where there is none yet another is dialled, up to a few more than the streams need. Who waits for that
+//! dial need not wait long ([`Admission::hurry`]), and a dial that fails does him no harm: there is room beside the
+//! bulk.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -67,41 +72,77 @@ struct Conn<K> {
     /// Takes no new streams: GOAWAY, or told to leave. It is forgotten when closed.
     retired: bool,
     idle_since: Instant,
+    /// Until then something large is taken to be under way.
+    bulk_until: Option<Instant>,
 }
 
-struct Lane {
-    conns: Vec<ConnId>,
-    waiting: VecDeque<Ticket>,
-    dialing: bool,
+impl<K> Conn<K> {
+    fn has_room(&self) -> bool {
+        self.active < self.limit
+    }
+
+    fn has_bulk(&self, now: Instant) -> bool {
+        self.bulk_until.is_some_and(|until| now < until)
+    }
 }
+
+#[derive(Default)]
+struct Lane {
+    /// Oldest first.
+    conns: Vec<ConnId>,
+    waiting: VecDeque<Waiter>,
+    dialing: bool,
+    /// A dial that was not strictly needed failed: none such before then.
+    spare_after: Option<Instant>,
+}
+
+struct Waiter {
+    ticket: Ticket,
+    /// Takes a place beside bulk as well.
+    hurried: bool,
+}
+
+/// Which connections will do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    WithoutBulk,
+    Any,
+}
+
+/// After this long without more of it, bulk is over.
+const BULK_LASTS: Duration = Duration::from_secs(2);
+/// Between two attempts at a connection that is not strictly needed.
+const SPARE_RETRY: Duration = Duration::from_secs(1);
 
 /// The state of one pool.
 pub struct Admission<K> {
     lanes: HashMap<K, Lane>,
     conns: HashMap<ConnId, Conn<K>>,
     max_streams: usize,
+    spare: usize,
     idle_timeout: Duration,
     next: u64,
 }
 
 impl<K: Hash + Eq + Clone> Admission<K> {
-    /// `max_streams` bounds every connection, whatever its peer allows.
-    pub fn new(max_streams: usize, idle_timeout: Duration) -> Self {
-        Self { lanes: HashMap::new(), conns: HashMap::new(), max_streams: max_streams.max(1), idle_timeout, next: 0 }
+    /// `max_streams` bounds every connection, whatever its peer allows; a key has at most `spare` connections more than
+    /// its streams need, to keep them away from bulk.
+    pub fn new(max_streams: usize, spare: usize, idle_timeout: Duration) -> Self {
+        let max_streams = max_streams.max(1);
+        Self { lanes: HashMap::new(), conns: HashMap::new(), max_streams, spare, idle_timeout, next: 0 }
     }
 
     /// A stream is wanted.
     pub fn request(&mut self, key: &K, now: Instant) -> Decision {
-        if let Some(permit) = self.take_permit(key, now) {
+        // Whoever waits comes first: a dial is on its way for him.
+        if self.lanes.get(key).is_none_or(|lane| lane.waiting.is_empty())
+            && let Some(permit) = self.take_permit(key, Room::WithoutBulk, now)
+        {
             return Decision::Reuse(permit.conn, permit);
         }
         let ticket = Ticket(self.id());
-        let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
-            conns: Vec::new(),
-            waiting: VecDeque::new(),
-            dialing: false,
-        });
-        lane.waiting.push_back(ticket);
+        let lane = self.lanes.entry(key.clone()).or_default();
+        lane.waiting.push_back(Waiter { ticket, hurried: false });
         if lane.dialing {
             Decision::Wait(ticket)
         } else {
@@ -110,10 +151,20 @@ impl<K: Hash + Eq + Clone> Admission<K> {
         }
     }
 
+    /// This waiter, and those before him, will take any room from now on.
+    pub fn hurry(&mut self, key: &K, ticket: Ticket, now: Instant) -> Vec<Action<K>> {
+        let Some(lane) = self.lanes.get_mut(key) else { return Vec::new() };
+        let Some(at) = lane.waiting.iter().position(|w| w.ticket == ticket) else { return Vec::new() };
+        for waiter in lane.waiting.iter_mut().take(at + 1) {
+            waiter.hurried = true;
+        }
+        self.serve(key, now)
+    }
+
     /// The waiter of a ticket is gone. Harmless if it was served meanwhile.
     pub fn cancel(&mut self, key: &K, ticket: Ticket) {
         if let Some(lane) = self.lanes.get_mut(key) {
-            lane.waiting.retain(|t| *t != ticket);
+            lane.waiting.retain(|w| w.ticket != ticket);
         }
         self.tidy(key);
     }
@@ -121,28 +172,42 @@ impl<K: Hash + Eq + Clone> Admission<K> {
     /// The dial for `key` gave a connection that allows `limit` streams.
     pub fn opened(&mut self, key: &K, limit: usize, now: Instant) -> (ConnId, Vec<Action<K>>) {
         let id = ConnId(self.id());
-        let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
-            conns: Vec::new(),
-            waiting: VecDeque::new(),
-            dialing: false,
-        });
+        let lane = self.lanes.entry(key.clone()).or_default();
         lane.dialing = false;
+        lane.spare_after = None;
         lane.conns.push(id);
-        let conn =
-            Conn { key: key.clone(), limit: limit.min(self.max_streams), active: 0, retired: false, idle_since: now };
+        let conn = Conn {
+            key: key.clone(),
+            limit: limit.min(self.max_streams),
+            active: 0,
+            retired: false,
+            idle_since: now,
+            bulk_until: None,
+        };
         self.conns.insert(id, conn);
         (id, self.serve(key, now))
     }
 
-    /// The dial for `key` failed: its error goes to all who waited.
-    pub fn dial_failed(&mut self, key: &K) -> Vec<Ticket> {
-        let Some(lane) = self.lanes.get_mut(key) else {
-            return Vec::new();
-        };
+    /// The dial for `key` failed: those for whom there is room beside bulk get it, the error goes to all others who
+    /// waited.
+    pub fn dial_failed(&mut self, key: &K, now: Instant) -> (Vec<Ticket>, Vec<Action<K>>) {
+        let Some(lane) = self.lanes.get_mut(key) else { return (Vec::new(), Vec::new()) };
         lane.dialing = false;
-        let failed = lane.waiting.drain(..).collect();
+        lane.spare_after = Some(now + SPARE_RETRY);
+        for waiter in &mut lane.waiting {
+            waiter.hurried = true;
+        }
+        let actions = self.grants(key, now);
+        let failed = self.lanes.get_mut(key).map(|lane| lane.waiting.drain(..).map(|w| w.ticket).collect());
         self.tidy(key);
-        failed
+        (failed.unwrap_or_default(), actions)
+    }
+
+    /// Something large is under way on a connection.
+    pub fn bulk(&mut self, id: ConnId, now: Instant) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.bulk_until = Some(now + BULK_LASTS);
+        }
     }
 
     /// A stream has ended.
@@ -219,29 +284,32 @@ impl<K: Hash + Eq + Clone> Admission<K> {
         self.conns.iter().filter(|(_, c)| c.active == 0 && !c.retired).map(|(id, c)| (*id, c.idle_since))
     }
 
-    fn take_permit(&mut self, key: &K, now: Instant) -> Option<StreamPermit> {
+    fn take_permit(&mut self, key: &K, room: Room, now: Instant) -> Option<StreamPermit> {
+        let id = self.choose(key, room, now)?;
+        let conn = self.conns.get_mut(&id)?;
+        conn.active += 1;
+        conn.idle_since = now;
+        Some(StreamPermit { conn: id, rank: conn.active })
+    }
+
+    fn choose(&self, key: &K, room: Room, now: Instant) -> Option<ConnId> {
         let lane = self.lanes.get(key)?;
-        // The first with room: fills the older connections, so that the younger ones fall idle and go.
-        for id in &lane.conns {
-            let conn = self.conns.get_mut(id)?;
-            if conn.active < conn.limit {
-                conn.active += 1;
-                conn.idle_since = now;
-                return Some(StreamPermit { conn: *id, rank: conn.active });
-            }
+        let roomy =
+            || lane.conns.iter().filter_map(|id| Some((*id, self.conns.get(id)?))).filter(|(_, c)| c.has_room());
+        // The first: fills the older connections, so that the younger ones fall idle and go.
+        if let Some((id, _)) = roomy().find(|(_, conn)| !conn.has_bulk(now)) {
+            return Some(id);
         }
-        None
+        let spare = roomy().count() <= self.spare && lane.spare_after.is_none_or(|after| after <= now);
+        if room == Room::WithoutBulk && spare {
+            return None;
+        }
+        roomy().min_by_key(|(_, conn)| conn.active).map(|(id, _)| id)
     }
 
     /// Serves waiters in order while there is room, then asks for a dial if some remain.
     fn serve(&mut self, key: &K, now: Instant) -> Vec<Action<K>> {
-        let mut actions = Vec::new();
-        while self.lanes.get(key).is_some_and(|l| !l.waiting.is_empty()) {
-            let Some(permit) = self.take_permit(key, now) else { break };
-            let ticket = self.lanes.get_mut(key).and_then(|l| l.waiting.pop_front());
-            let ticket = ticket.expect("the loop's condition saw a waiter");
-            actions.push(Action::Grant(ticket, permit));
-        }
+        let mut actions = self.grants(key, now);
         if let Some(lane) = self.lanes.get_mut(key)
             && !lane.waiting.is_empty()
             && !lane.dialing
@@ -250,6 +318,20 @@ impl<K: Hash + Eq + Clone> Admission<K> {
             actions.push(Action::Dial(key.clone()));
         }
         self.tidy(key);
+        actions
+    }
+
+    fn grants(&mut self, key: &K, now: Instant) -> Vec<Action<K>> {
+        let mut actions = Vec::new();
+        while let Some(first) = self.lanes.get(key).and_then(|lane| lane.waiting.front()) {
+            let ticket = first.ticket;
+            let room = if first.hurried { Room::Any } else { Room::WithoutBulk };
+            let Some(permit) = self.take_permit(key, room, now) else { break };
+            if let Some(lane) = self.lanes.get_mut(key) {
+                lane.waiting.pop_front();
+            }
+            actions.push(Action::Grant(ticket, permit));
+        }
         actions
     }
 

@@ -1,7 +1,7 @@
 //! What must happen however a task or a future ends: each by a guard that does it on drop.
 
 use super::admission::{ConnId, StreamPermit, Ticket};
-use super::{Conn, Connect, Inner, Key, PoolError, now};
+use super::{Conn, Connect, Inner, Key, PoolError, State, now};
 use crate::client::Client;
 use std::any::Any;
 use std::rc::{Rc, Weak};
@@ -18,11 +18,12 @@ impl<K: Key, C: Connect<K>> Dial<K, C> {
         let (Some(pool), Some(key)) = (self.pool.upgrade(), self.key.take()) else {
             return;
         };
-        let waiters: Vec<_> = {
+        let (waiters, actions): (Vec<_>, _) = {
             let mut state = pool.state.borrow_mut();
-            let tickets = state.admission.dial_failed(&key);
-            tickets.iter().filter_map(|t| state.waiters.remove(t)).collect()
+            let (tickets, actions) = state.admission.dial_failed(&key, now());
+            (tickets.iter().filter_map(|t| state.waiters.remove(t)).collect(), actions)
         };
+        pool.act(actions, true);
         for waiter in waiters {
             let _ = waiter.send(Err(error.clone()));
         }
@@ -34,7 +35,7 @@ impl<K: Key, C: Connect<K>> Dial<K, C> {
             let mut state = pool.state.borrow_mut();
             let allowed = client.max_streams();
             let (conn, actions) = state.admission.opened(&key, allowed, now());
-            state.conns.insert(conn, Conn { client, limit: watch::Sender::new(allowed), peer });
+            state.conns.insert(conn, Conn { client, limit: watch::Sender::new(allowed), peer, bulk: None });
             (conn, actions)
         };
         pool.start_sweeper();
@@ -56,11 +57,19 @@ pub(super) struct Opened<K: Key, C: Connect<K>> {
 }
 
 impl<K: Key, C: Connect<K>> Opened<K, C> {
-    /// Follows the peer's SETTINGS and GOAWAY.
+    /// Follows the peer's SETTINGS and GOAWAY, and what its streams carry.
     pub(super) fn observe(&self) {
         let Some(pool) = self.pool.upgrade() else { return };
         let mut state = pool.state.borrow_mut();
-        let Some(conn) = state.conns.get_mut(&self.conn) else { return };
+        let State { conns, admission, .. } = &mut *state;
+        let Some(conn) = conns.get_mut(&self.conn) else { return };
+        let bulk = conn.client.last_bulk();
+        if bulk != conn.bulk
+            && let Some(at) = bulk
+        {
+            conn.bulk = bulk;
+            admission.bulk(self.conn, at);
+        }
         if !conn.client.probe() {
             drop(state);
             return pool.retire(self.conn);
@@ -68,7 +77,7 @@ impl<K: Key, C: Connect<K>> Opened<K, C> {
         let allowed = conn.client.max_streams();
         if *conn.limit.borrow() != allowed {
             conn.limit.send_replace(allowed);
-            let actions = state.admission.set_limit(self.conn, allowed, now());
+            let actions = admission.set_limit(self.conn, allowed, now());
             drop(state);
             pool.act(actions, true);
         }

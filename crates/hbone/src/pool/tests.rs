@@ -2,7 +2,7 @@ use super::*;
 use crate::config::{Keepalive, ServerConfig};
 use crate::raw::{Frame, GOAWAY, Raw, SETTINGS};
 use crate::server::{self, ConnectRequest};
-use crate::transport::Transport;
+use crate::transport::{BufList, Transport};
 use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::sync::Semaphore;
@@ -366,6 +366,112 @@ async fn a_dropped_pool_lets_its_streams_end() {
         assert_eq!(world.0.tracker.len(), 0, "the servers have ended");
     })
     .await;
+}
+
+/// Sends `bytes` in pieces of 64 KiB; the servers take all.
+async fn send(stream: &mut H2Stream, bytes: usize) {
+    let piece = bytes::Bytes::from(vec![0; 64 << 10]);
+    let mut left = bytes;
+    while left > 0 {
+        let mut bufs = BufList::new();
+        bufs.push(piece.slice(..left.min(piece.len())));
+        while !bufs.is_empty() {
+            left -= poll_fn(|cx| stream.poll_send(cx, &mut bufs)).await.unwrap();
+        }
+    }
+}
+
+/// Requests that come while something large is under way share another connection; later ones the old one again.
+#[tokio::test(start_paused = true)]
+async fn streams_beside_bulk_have_a_connection_of_their_own() {
+    local(async {
+        let world = World::new(200);
+        let pool = world.pool();
+        let mut large = open(&pool, 1).await;
+        let mut small = open(&pool, 1).await;
+        send(&mut small, 1 << 20).await;
+        drop(open(&pool, 1).await);
+        assert_eq!(world.count(), 1, "a mebibyte is not bulk");
+        send(&mut large, 8 << 20).await;
+        let beside = futures_util::future::join_all((0..20).map(|_| open(&pool, 1))).await;
+        assert_eq!((world.count(), world.server(0).open.get(), world.server(1).open.get()), (2, 2, 20));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        send(&mut large, 8 << 20).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let still = open(&pool, 1).await;
+        assert_eq!((world.count(), world.server(1).open.get()), (2, 21));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let later = open(&pool, 1).await;
+        assert_eq!((world.count(), world.server(0).open.get()), (2, 3));
+        drop((beside, still, later, small));
+        tokio::time::sleep(Duration::from_secs(301)).await;
+        assert_eq!(pool.connections(), 1, "the second went idle");
+        drop(large);
+    })
+    .await;
+}
+
+/// Bulk that comes from the peer counts as well.
+#[tokio::test(start_paused = true)]
+async fn downloads_are_bulk_too() {
+    #[derive(Clone)]
+    struct Source(Tracker, Rc<Cell<usize>>);
+    impl Connect<u8> for Source {
+        type Io = DuplexStream;
+        type Error = DialError;
+        async fn connect(&self, _: &u8) -> Result<DuplexStream, DialError> {
+            self.1.set(self.1.get() + 1);
+            let ((near, far), tasks) = (duplex(1 << 16), self.0.clone());
+            self.0.spawn_local("source", async move {
+                let handler = |request: ConnectRequest| async move {
+                    let mut stream = request.accept(HeaderMap::new()).unwrap();
+                    send(&mut stream, 8 << 20).await;
+                    std::future::pending().await
+                };
+                let _ = server::serve(far, &ServerConfig::default(), handler, Cancel::new(), &tasks).await;
+            });
+            Ok(near)
+        }
+    }
+    local(async {
+        let source = Source(Tracker::new(), Rc::default());
+        let pool = Pool::new(source.clone(), PoolConfig::default(), Cancel::new(), Tracker::new());
+        let mut stream = open(&pool, 1).await;
+        let mut left = 8 << 20;
+        while left > 0 {
+            let bytes = poll_fn(|cx| stream.poll_recv(cx)).await.unwrap().unwrap();
+            stream.consumed(bytes.len());
+            left -= bytes.len();
+        }
+        settle().await;
+        drop(open(&pool, 1).await);
+        assert_eq!(source.1.get(), 2);
+    })
+    .await;
+}
+
+/// A peer that takes no second connection, or not soon: the stream goes beside the bulk, after a tenth of a second at most.
+#[tokio::test(start_paused = true)]
+async fn a_second_connection_that_cannot_be_had_delays_nobody_for_long() {
+    for fails in [true, false] {
+        local(async {
+            let world = World::new(200);
+            let pool = world.pool();
+            let mut large = open(&pool, 1).await;
+            send(&mut large, 8 << 20).await;
+            world.0.fail.set(fails);
+            if !fails {
+                world.close_gate();
+            }
+            let start = Instant::now();
+            let beside = open(&pool, 1).await;
+            let waited = start.elapsed().as_millis();
+            assert_eq!((world.0.dials.get(), world.server(0).open.get()), (2, 2));
+            assert_eq!(waited / 10, if fails { 0 } else { 10 }, "{waited} ms");
+            drop((large, beside));
+        })
+        .await;
+    }
 }
 
 /// A peer that is gone without a word: PINGs find out, and the streams break.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 type A = Admission<&'static str>;
 
 fn admission(max: usize) -> (A, Instant) {
-    (Admission::new(max, Duration::from_secs(300)), Instant::now())
+    (Admission::new(max, 2, Duration::from_secs(300)), Instant::now())
 }
 
 fn open(a: &mut A, key: &'static str, now: Instant) -> Ticket {
@@ -100,7 +100,7 @@ fn the_peers_limit_counts_and_may_change() {
 fn a_failed_dial_fails_all_who_waited_and_the_next_request_dials_again() {
     let (mut a, now) = admission(100);
     let tickets = [open(&mut a, "k", now), wait(&mut a, "k", now)];
-    assert_eq!(a.dial_failed(&"k"), tickets);
+    assert_eq!(a.dial_failed(&"k", now), (tickets.to_vec(), vec![]));
     open(&mut a, "k", now);
 }
 
@@ -128,10 +128,10 @@ fn closing_the_connection_that_waiters_counted_on_dials() {
     let (conn, actions) = a.opened(&"k", 100, now);
     let (_, permits, _) = grants(actions);
     let ticket = open(&mut a, "k", now);
-    assert_eq!(a.dial_failed(&"k"), [ticket]);
+    assert_eq!(a.dial_failed(&"k", now).0, [ticket]);
     let waiting = open(&mut a, "k", now);
     assert!(a.closed(conn, now).is_empty());
-    assert_eq!(a.dial_failed(&"k"), [waiting]);
+    assert_eq!(a.dial_failed(&"k", now).0, [waiting]);
     drop(permits);
     assert!(a.lanes.is_empty() && a.conns.is_empty());
 }
@@ -156,6 +156,71 @@ fn only_idle_connections_are_swept() {
     assert!(a.lanes.is_empty() && a.conns.is_empty());
 }
 
+/// A connection with one stream that carries bulk.
+fn elephant(a: &mut A, now: Instant) -> (ConnId, StreamPermit) {
+    open(a, "k", now);
+    let (conn, actions) = a.opened(&"k", 100, now);
+    let (_, mut permits, _) = grants(actions);
+    a.bulk(conn, now);
+    (conn, permits.pop().unwrap())
+}
+
+#[test]
+fn beside_bulk_new_streams_get_a_connection_of_their_own_until_it_ends() {
+    let (mut a, now) = admission(100);
+    let (large, _bulk) = elephant(&mut a, now);
+    let tickets = [open(&mut a, "k", now), wait(&mut a, "k", now)];
+    let (small, actions) = a.opened(&"k", 100, now);
+    let (served, permits, dials) = grants(actions);
+    assert_eq!((served.as_slice(), dials), (tickets.as_slice(), 0));
+    assert!(permits.iter().all(|p| p.conn() == small));
+    assert_eq!(reuse(&mut a, "k", now).conn(), small, "no third");
+    // Over two seconds after it was last seen; then the older is filled again.
+    let before = now + Duration::from_millis(1999);
+    assert_eq!(reuse(&mut a, "k", before).conn(), small);
+    assert_eq!(reuse(&mut a, "k", now + Duration::from_secs(2)).conn(), large);
+}
+
+#[test]
+fn connections_for_the_sake_of_bulk_are_few() {
+    let (mut a, now) = admission(100);
+    let (first, _kept) = elephant(&mut a, now);
+    let mut kept = vec![];
+    for _ in 0..2 {
+        let (_, permit) = elephant(&mut a, now);
+        kept.push(permit);
+    }
+    // Two to spare, and all three carry bulk: the least busy.
+    let more = reuse(&mut a, "k", now);
+    assert_eq!(more.conn(), first);
+    assert_ne!(reuse(&mut a, "k", now).conn(), first);
+    assert_eq!(a.conns.len(), 3);
+    let mut none: A = Admission::new(100, 0, Duration::from_secs(300));
+    let (conn, _bulk) = elephant(&mut none, now);
+    assert_eq!(reuse(&mut none, "k", now).conn(), conn, "switched off");
+}
+
+#[test]
+fn who_waits_to_be_spared_bulk_loses_nothing_by_it() {
+    let (mut a, now) = admission(100);
+    let (large, _bulk) = elephant(&mut a, now);
+    let (first, second, third) = (open(&mut a, "k", now), wait(&mut a, "k", now), wait(&mut a, "k", now));
+    // The dial takes its time.
+    let (served, permits, dials) = grants(a.hurry(&"k", second, now));
+    assert_eq!((served, dials), (vec![first, second], 0));
+    assert!(permits.iter().all(|p| p.conn() == large));
+    assert!(a.hurry(&"k", second, now).is_empty());
+    // And then it fails.
+    let (failed, actions) = a.dial_failed(&"k", now);
+    let (served, permits, dials) = grants(actions);
+    assert_eq!((failed, served, dials), (vec![], vec![third], 0));
+    assert_eq!(permits[0].conn(), large);
+    // For a while no other is tried.
+    assert_eq!(reuse(&mut a, "k", now + Duration::from_millis(999)).conn(), large);
+    a.bulk(large, now + Duration::from_secs(1));
+    open(&mut a, "k", now + Duration::from_secs(1));
+}
+
 /// What happens to a pool, with indices into what is there.
 #[derive(Clone, Debug)]
 enum Event {
@@ -167,6 +232,8 @@ enum Event {
     Limit(usize, usize),
     Retire(usize),
     Close(usize),
+    Bulk(usize),
+    Hurry(usize),
     Sweep(u64),
 }
 
@@ -180,7 +247,9 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (any::<usize>(), 0..6_usize).prop_map(|(c, l)| Event::Limit(c, l)),
         1 => any::<usize>().prop_map(Event::Retire),
         1 => any::<usize>().prop_map(Event::Close),
-        1 => (0..400_u64).prop_map(Event::Sweep),
+        3 => any::<usize>().prop_map(Event::Bulk),
+        2 => any::<usize>().prop_map(Event::Hurry),
+        2 => prop_oneof![0..4_u64, 0..400_u64].prop_map(Event::Sweep),
     ];
     prop::collection::vec(event, 0..120)
 }
@@ -190,12 +259,15 @@ struct World {
     a: Admission<u8>,
     now: Instant,
     max: usize,
+    spare: usize,
     permits: Vec<StreamPermit>,
     /// In order of arrival, by key.
     waiting: Vec<(u8, Ticket)>,
     dialing: BTreeMap<u8, usize>,
     /// Key, limit, whether new streams may be let in.
     conns: BTreeMap<ConnId, (u8, usize, bool)>,
+    /// When bulk was last seen.
+    bulk: BTreeMap<ConnId, Instant>,
 }
 
 impl World {
@@ -223,8 +295,24 @@ impl World {
                     assert!(!earlier, "served out of order");
                     self.take(permit, key);
                 }
-                Action::Dial(key) => *self.dialing.entry(key).or_default() += 1,
+                Action::Dial(key) => self.dial(key),
             }
+        }
+    }
+
+    /// The open connections of a key that have room.
+    fn roomy(&self, key: u8) -> Vec<ConnId> {
+        let open = self.conns.iter().filter(|(_, (k, _, open))| *k == key && *open);
+        open.filter(|(id, (_, limit, _))| self.active(**id) < (*limit).min(self.max)).map(|(id, _)| *id).collect()
+    }
+
+    fn dial(&mut self, key: u8) {
+        *self.dialing.entry(key).or_default() += 1;
+        let roomy = self.roomy(key);
+        assert!(roomy.len() <= self.spare, "a dial although {} have room", roomy.len());
+        for id in roomy {
+            let bulk = self.bulk.get(&id).is_some_and(|at| self.now < *at + BULK_LASTS);
+            assert!(bulk, "a dial although there is room without bulk");
         }
     }
 
@@ -233,8 +321,8 @@ impl World {
             Event::Request(key) => match self.a.request(&key, self.now) {
                 Decision::Reuse(_, permit) => self.take(permit, key),
                 Decision::Open(t) => {
+                    self.dial(key);
                     self.waiting.push((key, t));
-                    *self.dialing.entry(key).or_default() += 1;
                 }
                 Decision::Wait(t) => self.waiting.push((key, t)),
             },
@@ -250,10 +338,25 @@ impl World {
                 self.act(actions);
             }
             Event::DialFails(key) if self.dialing.remove(&key).is_some() => {
-                let failed = self.a.dial_failed(&key);
+                let (failed, actions) = self.a.dial_failed(&key, self.now);
+                self.act(actions);
                 let expected: Vec<_> = self.waiting.iter().filter(|(k, _)| *k == key).map(|(_, t)| *t).collect();
-                assert_eq!(failed, expected, "all who waited, in order");
+                assert_eq!(failed, expected, "all who still waited, in order");
+                assert!(failed.is_empty() || self.roomy(key).is_empty(), "failed although there is room");
                 self.waiting.retain(|(k, _)| *k != key);
+            }
+            Event::Bulk(i) => {
+                if let Some(id) = self.nth(i) {
+                    self.a.bulk(id, self.now);
+                    self.bulk.insert(id, self.now);
+                }
+            }
+            Event::Hurry(i) if !self.waiting.is_empty() => {
+                let (key, ticket) = self.waiting[i % self.waiting.len()];
+                let actions = self.a.hurry(&key, ticket, self.now);
+                self.act(actions);
+                let waits = self.waiting.iter().any(|(_, t)| *t == ticket);
+                assert!(!waits || self.roomy(key).is_empty(), "in a hurry, and left waiting although there is room");
             }
             Event::Release(i) if !self.permits.is_empty() => {
                 let permit = self.permits.swap_remove(i % self.permits.len());
@@ -303,11 +406,9 @@ impl World {
         }
         for (key, _) in &self.waiting {
             assert!(self.dialing.contains_key(key), "a waiter of {key} whom nothing will wake");
-            let room = self
-                .conns
-                .iter()
-                .any(|(id, (k, limit, open))| k == key && *open && self.active(*id) < (*limit).min(self.max));
-            assert!(!room, "a waiter of {key} although there is room");
+            // When bulk ends nobody is told; the dial that is on its way serves him, or his hurry.
+            let room = self.roomy(*key).iter().any(|id| !self.bulk.contains_key(id));
+            assert!(!room, "a waiter of {key} although there is room without bulk");
         }
         // Nothing leaks: what the admission holds is what the world knows.
         assert_eq!(self.a.conns.len(), self.conns.len());
@@ -322,15 +423,17 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     #[test]
-    fn never_above_the_limit_no_lost_waiter_no_leak(max in 1..4_usize, events in events()) {
+    fn never_above_the_limit_no_lost_waiter_no_leak(max in 1..4_usize, spare in 0..3_usize, events in events()) {
         let mut world = World {
-            a: Admission::new(max, Duration::from_secs(300)),
+            a: Admission::new(max, spare, Duration::from_secs(300)),
             now: Instant::now(),
             max,
+            spare,
             permits: vec![],
             waiting: vec![],
             dialing: BTreeMap::new(),
             conns: BTreeMap::new(),
+            bulk: BTreeMap::new(),
         };
         for event in events {
             world.step(event);
