@@ -6,6 +6,7 @@ use crate::error::ConnectError;
 use crate::flood::{self, Flood};
 use crate::guard::{Guard, Watch};
 use crate::keepalive;
+use crate::late_flush::{Flusher, LateFlush, late_flush};
 use crate::stream::H2Stream;
 use crate::tuning::Tuning;
 use bytes::Bytes;
@@ -125,6 +126,7 @@ where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let windows = config.windows.legal();
+    let (io, flusher) = late_flush(io);
     let io = Guard::client(io);
     let watch = io.watch();
     let tuning = Tuning::new(windows, budget, watch.clone());
@@ -145,13 +147,14 @@ where
         .await?;
     let client =
         Client { send, tuning: tuning.clone(), watch: watch.clone(), response_timeout: config.response_timeout };
-    Ok((client, Driver { connection, tuning, watch, keepalive: config.keepalive }))
+    Ok((client, Driver { connection, flusher, tuning, watch, keepalive: config.keepalive }))
 }
 
 /// What moves a connection's frames.
 #[must_use = "the connection stands still unless the driver runs"]
 pub struct Driver<Io> {
-    connection: Connection<Guard<Io>, Bytes>,
+    connection: Connection<Guard<LateFlush<Io>>, Bytes>,
+    flusher: Flusher<Io>,
     tuning: Tuning,
     watch: Watch,
     keepalive: crate::config::Keepalive,
@@ -169,7 +172,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
         let timeout = self.keepalive.timeout;
         let mut dead = pin!(keepalive::watch(self.connection.ping_pong(), self.keepalive));
         let (mut connection, tuning, watch) = (self.connection, self.tuning, self.watch);
-        std::future::poll_fn(move |cx| {
+        let steps = std::future::poll_fn(move |cx| {
             tuning.before_poll(&mut connection);
             let polled = Pin::new(&mut connection).poll(cx);
             tuning.after_poll();
@@ -184,7 +187,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
                 Poll::Ready(()) => Poll::Ready(Err(ConnectionError::PingTimeout(timeout))),
                 Poll::Pending => Poll::Pending,
             }
-        })
-        .await
+        });
+        self.flusher.drive(steps).await
     }
 }

@@ -32,6 +32,7 @@ mod error;
 mod flood;
 mod guard;
 mod keepalive;
+mod late_flush;
 pub mod pool;
 #[cfg(test)]
 mod raw;

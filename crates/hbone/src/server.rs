@@ -5,6 +5,7 @@ use crate::credit::{Budget, now};
 use crate::flood::{self, Flood};
 use crate::guard::{Guard, Watch};
 use crate::keepalive;
+use crate::late_flush::late_flush;
 use crate::stream::H2Stream;
 use crate::tuning::{StreamCredit, Tuning};
 use aquifer_runtime::{Cancel, Tracker};
@@ -117,7 +118,24 @@ where
     H: Fn(ConnectRequest) -> F,
     F: Future<Output = ()> + 'static,
 {
-    let io = Guard::server(io);
+    let (io, flusher) = late_flush(io);
+    flusher.drive(serve_guarded(Guard::server(io), config, budget, handler, unfit, cancel, tracker)).await
+}
+
+async fn serve_guarded<Io, H, F>(
+    io: Guard<Io>,
+    config: &ServerConfig,
+    budget: &Budget,
+    handler: H,
+    unfit: impl Fn(&Unfit),
+    cancel: Cancel,
+    tracker: &Tracker,
+) -> Result<(), ServeError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(ConnectRequest) -> F,
+    F: Future<Output = ()> + 'static,
+{
     let watch = io.watch();
     let tuning = Tuning::new(config.windows.legal(), budget, watch.clone());
     let Some(mut connection) = handshake(io, config, tuning.initial(), &cancel).await? else {

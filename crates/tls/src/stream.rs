@@ -40,9 +40,10 @@ const SLICES: usize = 32;
 /// What is read at once at first, and at most: an idle tunnel stays small, a busy one makes few system calls.
 const READ: (usize, usize) = (4 << 10, 128 << 10);
 
-/// An established connection.
-pub struct TlsStream<Io> {
+/// An established connection, and what was read of its peer.
+pub struct TlsStream<Io, P = ()> {
     io: Io,
+    peer: P,
     keys: Keys,
     opener: Opener,
     sealer: Sealer,
@@ -71,7 +72,7 @@ pub async fn connect<Io: AsyncRead + AsyncWrite + Unpin, T>(
     name: ServerName<'static>,
     io: Io,
     inspect: impl FnOnce(&CommonState) -> T,
-) -> io::Result<(TlsStream<Io>, T)> {
+) -> io::Result<TlsStream<Io, T>> {
     handshake::client(config, name, io, inspect).await
 }
 
@@ -80,18 +81,23 @@ pub async fn accept<Io: AsyncRead + AsyncWrite + Unpin, T>(
     config: Arc<ServerConfig>,
     io: Io,
     inspect: impl FnOnce(&CommonState) -> T,
-) -> io::Result<(TlsStream<Io>, T)> {
+) -> io::Result<TlsStream<Io, T>> {
     handshake::server(config, io, inspect).await
 }
 
-impl<Io> TlsStream<Io> {
+impl<Io, P> TlsStream<Io, P> {
     /// The byte stream below.
     pub fn get_ref(&self) -> &Io {
         &self.io
     }
+
+    /// What `inspect` read in the handshake.
+    pub fn peer(&self) -> &P {
+        &self.peer
+    }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> TlsStream<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin, P> TlsStream<Io, P> {
     /// The next decrypted bytes, as they came; `None` once the peer has said that it is done (close_notify).
     ///
     /// # Errors
@@ -274,7 +280,7 @@ fn tls_error(error: rustls::Error) -> io::Error {
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin, P: Unpin> AsyncRead for TlsStream<Io, P> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let mut read = false;
@@ -308,7 +314,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<Io> {
     }
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin, P: Unpin> AsyncWrite for TlsStream<Io, P> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().poll_send(cx, &[IoSlice::new(buf)])
     }

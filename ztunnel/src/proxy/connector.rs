@@ -3,22 +3,18 @@
 use std::any::Any;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 
 use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
 use aquifer_hbone::{ConnectError, PoolError};
-use aquifer_tls::{CertError, PeerCertificate};
+use aquifer_tls::{CertError, PeerCertificate, TlsStream, stream};
+use rustls::CommonState;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::pod::Shared;
 use crate::descriptors;
@@ -67,62 +63,22 @@ impl Connector {
 }
 
 impl aquifer_hbone::Connect<PoolKey> for Connector {
-    type Io = Connected;
+    type Io = TlsStream<TcpStream, Option<Arc<PeerCertificate>>>;
     type Error = DialError;
 
     async fn connect(&self, key: &PoolKey) -> Result<Self::Io, DialError> {
         // Whoever asked for the connection had it a moment ago.
         let configs = self.shared.certs.get(&key.source, Instant::now()).await?;
         let tcp = dial(&self.shared, &self.netns, key.destination, None).await.map_err(|e| DialError::Tcp(e.error))?;
-        let connector = TlsConnector::from(configs.client_config(&key.expect));
         // An address: no SNI is sent, and names play no part in the verification of SPIFFE identities.
         let name = ServerName::IpAddress(key.destination.ip().into());
-        let tls = connector.connect(name, tcp).await.map_err(DialError::Tls)?;
-        let certificate = configs.server_of(tls.get_ref().1);
-        Ok(Connected { tls, certificate })
+        let inspect = |state: &CommonState| configs.server_of(state);
+        stream::connect(configs.client_config(&key.expect), name, tcp, inspect).await.map_err(DialError::Tls)
     }
 
     /// An `Arc<PeerCertificate>`.
-    fn peer(&self, io: &Connected) -> Option<Rc<dyn Any>> {
-        io.certificate.clone().map(|certificate| Rc::new(certificate) as _)
-    }
-}
-
-/// A TLS stream to a peer, and what the peer showed.
-pub struct Connected {
-    tls: TlsStream<TcpStream>,
-    certificate: Option<Arc<PeerCertificate>>,
-}
-
-impl AsyncRead for Connected {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connected {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
+    fn peer(&self, io: &Self::Io) -> Option<Rc<dyn Any>> {
+        io.peer().clone().map(|certificate| Rc::new(certificate) as _)
     }
 }
 

@@ -15,16 +15,15 @@ use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
-use aquifer_hbone::{ConnectRequest, TcpTransport, Unfit};
-use aquifer_tls::PeerCertificate;
+use aquifer_hbone::{ConnectRequest, H2Stream, TcpTransport, Unfit};
+use aquifer_tls::{PeerCertificate, TlsStream, stream as tls};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use rustls::CommonState;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use super::conn_table::{Guard, View};
+use super::conn_table::{Asked, Guard, View};
 use super::connector::dial;
 use super::pod::Pod;
 use crate::metrics::{Parties, Reporter};
@@ -44,7 +43,7 @@ struct Tunnel {
 
 /// A connection after its handshake.
 struct Accepted {
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<TcpStream, (Option<Identity>, Option<Arc<PeerCertificate>>)>,
     identity: Identity,
     certificate: Option<Arc<PeerCertificate>>,
 }
@@ -90,7 +89,8 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Failure> {
     // One for all of it: a caller must not be kept by a certificate that doesn't come.
     let deadline = Instant::now() + pod.shared.config.handshake_timeout;
     let configs = pod.identity_configs(deadline).await?;
-    let accept = TlsAcceptor::from(configs.server.clone()).accept(tcp);
+    let inspect = |state: &CommonState| (aquifer_tls::peer_identity(state), configs.client_of(state));
+    let accept = tls::accept(configs.server.clone(), tcp, inspect);
     let tls = tokio::time::timeout_at(deadline, accept)
         .await
         .map_err(|_| Failure::new(Reason::TlsTimeout, "tls handshake timed out"))?
@@ -98,14 +98,31 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Failure> {
             Failure::new(aquifer_tls::reason_of(&e), format!("tls handshake error: {}", aquifer_tls::explain(&e)))
         })?;
     // The verifier demands one; to go on without would be to trust nobody in particular.
-    let identity = aquifer_tls::peer_identity(tls.get_ref().1)
-        .ok_or_else(|| Failure::new(Reason::PeerCertificateInvalid, "peer without a SPIFFE identity"))?;
-    let certificate = configs.client_of(tls.get_ref().1);
+    let (identity, certificate) = tls.peer().clone();
+    let identity =
+        identity.ok_or_else(|| Failure::new(Reason::PeerCertificateInvalid, "peer without a SPIFFE identity"))?;
     Ok(Accepted { tls, identity, certificate })
 }
 
 /// Takes one CONNECT from its headers to its record.
 async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
+    // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened.
+    let Some(Open { mut stream, mut upstream, guard, record }) = Box::pin(open(&tunnel, request)).await else { return };
+    let outcome = tunnel.pod.copy(&guard, &mut stream, &mut upstream, &record.traffic()).await;
+    drop((stream, upstream));
+    record.finish(outcome.as_ref().copied());
+}
+
+/// A connection whose bytes can flow.
+struct Open {
+    stream: H2Stream,
+    upstream: TcpTransport,
+    guard: Guard,
+    record: Record,
+}
+
+/// All that comes before. `None`: it came to nothing, which is recorded.
+async fn open(tunnel: &Tunnel, request: ConnectRequest) -> Option<Open> {
     let since = Instant::now();
     let pod = &tunnel.pod;
     let (state, workload, target, authority) = match tunnel.target(&request).await {
@@ -113,15 +130,17 @@ async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
         Err(failure) => {
             let metrics = pod.metrics.shared();
             records::refused(metrics, Reporter::Destination, tunnel.peer, tunnel.local, &failure);
-            return request.refuse(status(failure.reason));
+            request.refuse(status(failure.reason));
+            return None;
         }
     };
     let forwarded_host = forwarded_host(request.headers());
     let service = target.service.clone().or_else(|| guess_service(&state, &workload, forwarded_host, target.upstream));
+    let asked: Arc<str> = authority.to_string().into();
     let opening = Opening {
         src: tunnel.peer,
         dst: tunnel.local,
-        hbone_target: Some(authority.to_string().into()),
+        hbone_target: Some(asked.clone()),
         parties: Parties {
             reporter: Reporter::Destination,
             source: source_workload(&state, pod, tunnel.peer.ip(), Some(&tunnel.identity)),
@@ -133,7 +152,7 @@ async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
     };
     let view = View {
         src: tunnel.peer,
-        original_dst: Some(authority.to_string()),
+        original_dst: Some(Asked::Authority(asked)),
         actual_dst: target.upstream,
         protocol: "HBONE",
     };
@@ -146,18 +165,22 @@ async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
     let guard = pod.table.open_inbound(&pod.uid, view, judged);
     let record = Record::open(opening, &pod.metrics);
     guard.count(record.traffic());
-    let outcome = forward(&tunnel, &guard, &record, &workload, &target, request).await;
-    record.finish(outcome.as_ref().copied());
+    match connect(tunnel, &guard, &workload, &target, request).await {
+        Ok((stream, upstream)) => Some(Open { stream, upstream, guard, record }),
+        Err(failure) => {
+            record.finish(Err(&failure));
+            None
+        }
+    }
 }
 
-async fn forward(
+async fn connect(
     tunnel: &Tunnel,
     guard: &Guard,
-    record: &Record,
     workload: &Workload,
     target: &InboundRoute,
     mut request: ConnectRequest,
-) -> Result<(), Failure> {
+) -> Result<(H2Stream, TcpTransport), Failure> {
     let pod = &tunnel.pod;
     if let Err(failure) = pod.bind(guard, tunnel.certificate.as_ref(), Reporter::Destination) {
         request.refuse(status(failure.reason));
@@ -168,21 +191,21 @@ async fn forward(
         failure = pod.must_end(guard) => Err(failure),
         () = request.abandoned() => {
             // Nobody waits for an answer, so none is given.
-            return Err(Failure::new(Reason::TunnelClosed, "the client gave up before it was answered"));
+            return Err(Failure::new(Reason::ClientGone, "the client gave up before it was answered"));
         }
         connected = authorized_connect(pod, guard, target, tunnel.peer, Some(&tunnel.identity)) => connected,
     };
-    let mut upstream = match connected {
+    let upstream = match connected {
         Ok(stream) => TcpTransport::new(stream),
         Err(failure) => {
             request.refuse(status(failure.reason));
             return Err(failure);
         }
     };
-    let mut stream = request
+    let stream = request
         .accept(response_headers(pod, workload))
         .map_err(|e| Failure::new(Reason::TunnelClosed, format!("http2 error: {e}")))?;
-    pod.copy(guard, &mut stream, &mut upstream, &record.traffic()).await
+    Ok((stream, upstream))
 }
 
 /// The connection to the application, if policies allow it.

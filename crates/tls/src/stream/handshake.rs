@@ -21,24 +21,24 @@ pub(super) async fn client<Io: AsyncRead + AsyncWrite + Unpin, T>(
     name: ServerName<'static>,
     io: Io,
     inspect: impl FnOnce(&CommonState) -> T,
-) -> io::Result<(TlsStream<Io>, T)> {
+) -> io::Result<TlsStream<Io, T>> {
     let mut connection = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
     let flights = Flights::run(io, |incoming, flights| flights.step(connection.process_tls_records(incoming))).await?;
-    let seen = inspect(&connection);
+    let peer = inspect(&connection);
     let (secrets, kernel) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
-    Ok((flights.into_stream(secrets, Keys::Client(kernel))?, seen))
+    flights.into_stream(secrets, Keys::Client(kernel), peer)
 }
 
 pub(super) async fn server<Io: AsyncRead + AsyncWrite + Unpin, T>(
     config: Arc<ServerConfig>,
     io: Io,
     inspect: impl FnOnce(&CommonState) -> T,
-) -> io::Result<(TlsStream<Io>, T)> {
+) -> io::Result<TlsStream<Io, T>> {
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let flights = Flights::run(io, |incoming, flights| flights.step(connection.process_tls_records(incoming))).await?;
-    let seen = inspect(&connection);
+    let peer = inspect(&connection);
     let (secrets, kernel) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
-    Ok((flights.into_stream(secrets, Keys::Server(kernel))?, seen))
+    flights.into_stream(secrets, Keys::Server(kernel), peer)
 }
 
 fn invalid(error: Error) -> io::Error {
@@ -116,12 +116,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Flights<Io> {
         }
     }
 
-    fn into_stream(self, secrets: rustls::ExtractedSecrets, keys: Keys) -> io::Result<TlsStream<Io>> {
+    fn into_stream<P>(self, secrets: rustls::ExtractedSecrets, keys: Keys, peer: P) -> io::Result<TlsStream<Io, P>> {
         let suite = keys.suite();
         Ok(TlsStream {
             opener: Opener::new(suite, secrets.rx).map_err(invalid)?,
             sealer: Sealer::new(suite, secrets.tx).map_err(invalid)?,
             io: self.io,
+            peer,
             keys,
             inbox: self.inbox,
             appetite: READ.0,

@@ -25,7 +25,7 @@ async fn we_connect() -> (Ours, tokio_rustls::server::TlsStream<DuplexStream>) {
     let (client, server) = configs();
     let (near, far) = duplex(64 << 10);
     let (ours, theirs) = tokio::join!(connect(client, name(), near, |_| ()), TlsAcceptor::from(server).accept(far));
-    (ours.unwrap().0, theirs.unwrap())
+    (ours.unwrap(), theirs.unwrap())
 }
 
 /// We accept, rustls connects.
@@ -33,7 +33,7 @@ async fn we_accept() -> (Ours, tokio_rustls::client::TlsStream<DuplexStream>) {
     let (client, server) = configs();
     let (near, far) = duplex(64 << 10);
     let (ours, theirs) = tokio::join!(accept(server, near, |_| ()), TlsConnector::from(client).connect(name(), far));
-    (ours.unwrap().0, theirs.unwrap())
+    (ours.unwrap(), theirs.unwrap())
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -41,7 +41,12 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// All of `data` there and back, in writes of `step`.
-async fn echo<T: AsyncRead + AsyncWrite + Unpin>(ours: Ours, theirs: T, data: &[u8], step: usize) {
+async fn echo<P: Unpin, T: AsyncRead + AsyncWrite + Unpin>(
+    ours: TlsStream<DuplexStream, P>,
+    theirs: T,
+    data: &[u8],
+    step: usize,
+) {
     let (mut ours_read, mut ours_write) = tokio::io::split(ours);
     let (mut theirs_read, mut theirs_write) = tokio::io::split(theirs);
     let send = async {
@@ -81,8 +86,8 @@ async fn both_ends_ours() {
     let (near, far) = duplex(64 << 10);
     let inspect = |state: &CommonState| crate::peer_identity(state);
     let (a, b) = tokio::join!(connect(client, name(), near, inspect), accept(server, far, inspect));
-    let ((a, seen_by_client), (b, seen_by_server)) = (a.unwrap(), b.unwrap());
-    assert_eq!((seen_by_client, seen_by_server), (Some(server_id()), Some(client_id())));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!((a.peer(), b.peer()), (&Some(server_id()), &Some(client_id())));
     echo(a, b, &pattern(1_000_000), 5_000).await;
 }
 
@@ -174,7 +179,7 @@ async fn a_peer_that_refuses_us_is_heard_in_its_own_words() {
     let client = crate::IdentityConfigs::new(client_id(), client, 1, &crate::TlsOptions::default()).unwrap();
     let (near, far) = duplex(64 << 10);
     let ours = async {
-        let (mut stream, ()) = connect(client.client_config(&[server_id()]), name(), near, |_| ()).await?;
+        let mut stream = connect(client.client_config(&[server_id()]), name(), near, |_| ()).await?;
         stream.read_u8().await
     };
     let (ours, theirs) = tokio::join!(ours, accept(server, far, |_| ()));
@@ -272,14 +277,14 @@ proptest! {
             let ((near, a), (b, far)) = (duplex(64 << 10), duplex(64 << 10));
             let (a, b) = if client_side { (a, b) } else { (b, a) };
             let ours = async {
-                let (mut stream, ()) = connect(client, name(), near, |_| ()).await?;
+                let mut stream = connect(client, name(), near, |_| ()).await?;
                 stream.write_all(b"hello").await?;
                 stream.shutdown().await?;
                 let mut read = Vec::new();
                 stream.read_to_end(&mut read).await.map(|_| read)
             };
             let theirs = async {
-                let (mut stream, ()) = accept(server, far, |_| ()).await?;
+                let mut stream = accept(server, far, |_| ()).await?;
                 let mut read = Vec::new();
                 stream.read_to_end(&mut read).await?;
                 stream.write_all(&read).await?;
