@@ -184,6 +184,8 @@ pub struct Proxy {
     pub frame_size: u32,
     /// `POOL_MAX_STREAMS_PER_CONNECTION`.
     pub pool_max_streams: usize,
+    /// `POOL_SPARE_CONNECTIONS`: to one peer, beyond what streams need, so that they don't queue behind bulk.
+    pub pool_spare: usize,
     /// `POOL_UNUSED_RELEASE_TIMEOUT`.
     pub pool_idle: Duration,
     /// `ENABLE_RESPONSE_BAGGAGE`.

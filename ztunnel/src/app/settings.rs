@@ -45,6 +45,7 @@ pub(super) fn server_config(config: &config::Proxy) -> ServerConfig {
 pub(super) fn pool_config(config: &config::Proxy) -> PoolConfig {
     PoolConfig {
         max_streams: config.pool_max_streams,
+        spare: config.pool_spare,
         idle_timeout: config.pool_idle,
         client: ClientConfig { windows: windows(config), ..ClientConfig::default() },
         ..PoolConfig::default()

@@ -243,6 +243,7 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         pod_window: within(vars, "HTTP2_POD_WINDOW_SIZE", &(1 << 16..=u64::MAX)).unwrap_or(aquifer_hbone::POD_BUDGET),
         frame_size: within(vars, "HTTP2_FRAME_SIZE", &FRAMES).unwrap_or(1 << 20),
         pool_max_streams: within(vars, "POOL_MAX_STREAMS_PER_CONNECTION", &(1..=usize::MAX)).unwrap_or(100),
+        pool_spare: vars.parsed("POOL_SPARE_CONNECTIONS", 3),
         pool_idle: vars.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
         response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
         authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),

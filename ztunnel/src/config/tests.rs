@@ -39,7 +39,7 @@ fn defaults_are_istios() {
     );
     assert_eq!(config.proxy.original_source, OriginalSource::Auto);
     assert!(config.proxy.reuse_port && config.proxy.ipv6 && config.proxy.response_baggage);
-    assert_eq!(config.proxy.pool_max_streams, 100);
+    assert_eq!((config.proxy.pool_max_streams, config.proxy.pool_spare), (100, 3));
     assert_eq!(config.proxy.pool_idle, Duration::from_secs(300));
     assert_eq!(config.termination_deadline, Duration::from_secs(5));
 }
