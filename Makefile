@@ -6,11 +6,13 @@ SHELL := /bin/bash
 PACKAGES := gcc libc6-dev make cmake mold ca-certificates nftables iproute2 iptables tcpdump nginx-light redis-server redis-tools wrk curl msmtp-mta openssl procps util-linux dnsmasq-base bind9-dnsutils
 # BoringSSL is C++, and its bindings are made by libclang.
 BORING_PACKAGES := g++ clang libclang-dev
+# What `make bench` makes load with and looks with; Envoy, the baseline, comes from its Python wheel.
+BENCH_PACKAGES := iperf3 ethtool nghttp2-client valgrind linux-perf python3-venv clang
 PROFILE ?= demo
 BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
 export MAKECMDGOALS
 
-.PHONY: help preflight deps build demo test test-boring mutants lint deny fmt release clean
+.PHONY: help preflight deps build demo bench test test-boring mutants lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -23,6 +25,10 @@ build: deps ## Build all binaries, optimised (without LTO).
 
 demo: preflight build ## Start a two-node lab and walk through the main job, live. KEEP=1 leaves it up.
 	@$(BIN)/aquifer demo $(if $(KEEP),--keep)
+
+bench: preflight deps ## Measure what the mesh costs against none and against sidecars. QUICK=1 ends within 3 minutes.
+	@scripts/deps $(BENCH_PACKAGES)
+	@scripts/bench $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 test: preflight deps ## Set everything up and run all tests.
 	@scripts/test

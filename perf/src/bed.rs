@@ -8,7 +8,7 @@ use aquifer_lab::{Component, Lab, LabOptions, Netns, PodInfo, Process};
 
 use crate::measure::counters::{self, Counters};
 use crate::mode::Mode;
-use crate::options::BenchOptions;
+use crate::options::{BenchOptions, build_folder};
 use crate::sidecar::{self, PodRef, Sidecars};
 use crate::tools::load;
 use crate::{manifests, tuning};
@@ -29,16 +29,6 @@ pub(crate) enum Place {
     Across,
     /// On the client's node.
     Near,
-}
-
-impl Place {
-    /// The Deployment of the server there.
-    pub(crate) fn server(self) -> &'static str {
-        match self {
-            Self::Across => "far",
-            Self::Near => "near",
-        }
-    }
 }
 
 /// A mode's lab, ready for load.
@@ -240,9 +230,7 @@ pub(crate) fn envoy(options: &BenchOptions) -> Result<PathBuf> {
     if let Some(path) = &options.envoy {
         return Ok(path.clone());
     }
-    let own = std::env::current_exe().context("finding the running binary")?;
-    let target = own.ancestors().nth(2).context("the running binary lies in no build folder: say --envoy")?;
-    sidecar::find_envoy(&target.join("bench/venv")).context("not available (or say --envoy)")
+    sidecar::find_envoy(&build_folder()?.join("bench/venv")).context("not available (or say --envoy)")
 }
 
 pub(crate) fn lab_options(mode: Mode, options: &BenchOptions) -> LabOptions {

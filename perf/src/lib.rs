@@ -14,7 +14,10 @@
 //! * Parsing, statistics and reports are pure; `bed`, `run` and `measure` touch the machine.
 
 mod bed;
+#[cfg(test)]
+mod fixtures;
 mod load;
+mod machine;
 mod manifests;
 mod measure;
 mod mode;
@@ -25,6 +28,7 @@ mod results;
 mod run;
 pub mod sidecar;
 mod stats;
+mod targets;
 mod tools;
 mod tuning;
 mod work;
@@ -32,7 +36,7 @@ mod work;
 pub use mode::Mode;
 pub use options::BenchOptions;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 /// Runs what the options choose, writes the reports and prints the table. Whether all runs were good.
 pub async fn run(options: BenchOptions) -> Result<bool> {
@@ -40,11 +44,12 @@ pub async fn run(options: BenchOptions) -> Result<bool> {
         print!("{}", report::list());
         return Ok(true);
     }
+    ensure!(!options.profile, "--profile is not available");
+    ensure!(!options.scaling, "--scaling is not available");
     let results = run::run(&options).await?;
-    print!("\n{}", report::table::render(&results));
-    for failure in &results.failures {
-        println!("FAILED: {failure}");
-    }
-    println!("\n{:.0} s in all", results.seconds);
+    let out = options.out()?;
+    report::write(&results, &out)?;
+    print!("{}", report::terminal(&results));
+    println!("\nwritten: {0}/results.json, {0}/report.md, {0}/report.html", out.display());
     Ok(results.failures.is_empty())
 }

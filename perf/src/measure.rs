@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use self::cpu::Cpu;
+use self::cpu::{Cpu, Machine};
 
 /// How often memory is looked at while load runs: seldom enough to cost nothing.
 const LOOK: Duration = Duration::from_millis(500);
@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Watch {
     processes: Vec<PathBuf>,
-    machine: Cpu,
+    machine: Machine,
     proxies: Cpu,
     peak_pss: AtomicU64,
 }
@@ -36,7 +36,7 @@ pub(crate) struct Cost {
 impl Watch {
     /// Begins to watch the processes (their folders below /proc).
     pub(crate) fn start(processes: Vec<PathBuf>) -> Result<Self> {
-        let (machine, proxies) = (Cpu::of_machine()?, Cpu::of_processes(&processes));
+        let (machine, proxies) = (Machine::now()?, Cpu::of_processes(&processes));
         Ok(Self { processes, machine, proxies, peak_pss: AtomicU64::new(0) })
     }
 
@@ -60,7 +60,8 @@ impl Watch {
 
     /// What it was until now.
     pub(crate) fn stop(self) -> Result<Cost> {
-        let (machine, proxies) = (Cpu::of_machine()? - self.machine, Cpu::of_processes(&self.processes) - self.proxies);
+        let machine = Machine::now()?.since(&self.machine);
+        let proxies = Cpu::of_processes(&self.processes) - self.proxies;
         let pss = self.pss();
         Ok(Cost { machine, proxies, pss, peak_pss: self.peak_pss.into_inner() })
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::mode::Mode;
@@ -71,13 +72,28 @@ impl BenchOptions {
         })
     }
 
+    /// Where the reports go.
+    pub(crate) fn out(&self) -> Result<PathBuf> {
+        match &self.out {
+            Some(folder) => Ok(folder.clone()),
+            None => Ok(build_folder()?.join("bench")),
+        }
+    }
+
     /// The length of each run.
     pub(crate) fn seconds(&self) -> u32 {
         self.seconds.unwrap_or(if self.quick { 2 } else { 3 })
     }
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+/// The folder that holds the folders of all profiles.
+pub(crate) fn build_folder() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding the running binary")?;
+    let folder = own.ancestors().nth(2).context("the running binary lies in no build folder: say --out and --envoy")?;
+    Ok(folder.to_owned())
+}
+
+fn variable(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is no variable: write NAME=VALUE")),
