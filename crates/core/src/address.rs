@@ -68,7 +68,7 @@ pub struct Port {
 }
 
 /// The ports of a service, or of an endpoint for one service.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PortList {
     pub ports: Vec<Port>,
 }

@@ -11,7 +11,7 @@ use crate::{
     },
     service::{IpFamilies, LoadBalancing, Service, Visibility},
     state::{MeshState, Update},
-    workload::{HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType},
+    workload::{Common, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType},
 };
 
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -27,33 +27,41 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
     Workload {
         uid: format!("Kubernetes//Pod/ns/{name}").into(),
         name: name.into(),
-        namespace: "ns".into(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
-        hostname: None,
-        network: "".into(),
-        network_mode: NetworkMode::Standard,
-        network_gateway: None,
-        tunnel_protocol: TunnelProtocol::Hbone,
-        native_tunnel: false,
-        application_tunnel: None,
-        trust_domain: "cluster.local".into(),
-        service_account: name.into(),
-        waypoint: None,
         node: "n1".into(),
-        cluster_id: "Kubernetes".into(),
-        locality: Locality::default(),
-        canonical_name: name.into(),
-        canonical_revision: "latest".into(),
-        workload_type: WorkloadType::Pod,
-        workload_name: name.into(),
-        authorization_policies: vec![],
         status: HealthStatus::Healthy,
         capacity: 1,
-        services: Default::default(),
+        common: Arc::new(Common {
+            namespace: "ns".into(),
+            hostname: None,
+            network: "".into(),
+            network_mode: NetworkMode::Standard,
+            network_gateway: None,
+            tunnel_protocol: TunnelProtocol::Hbone,
+            native_tunnel: false,
+            application_tunnel: None,
+            trust_domain: "cluster.local".into(),
+            service_account: name.into(),
+            waypoint: None,
+            cluster_id: "Kubernetes".into(),
+            locality: Locality::default(),
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            workload_type: WorkloadType::Pod,
+            workload_name: name.into(),
+            authorization_policies: vec![],
+            services: Default::default(),
+        }),
     }
 }
 
 impl Workload {
+    /// The same but for what `change` does.
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// The same as an endpoint of `service`, with `ports` of its own.
     pub(crate) fn of(mut self, service: &str, ports: &[(u16, u16)]) -> Self {
         self.services.insert(service.parse().unwrap(), port_list(ports));

@@ -1,6 +1,11 @@
 //! Workloads: pods, external endpoints, gateways of other networks.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 pub use crate::address::{
     AppProtocol, GatewayAddress, GatewayDestination, NamespacedHostname, NetworkAddress, Port, PortList,
@@ -8,13 +13,26 @@ pub use crate::address::{
 use crate::{identity::Identity, policy::PolicyKey};
 
 /// What can be connected to, and can connect. Valid by construction: see `from_proto`.
+///
+/// A cluster has few kinds of pods and many of each kind: what replicas have in common is held once, and read and
+/// changed as if it were here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// Its name among all resources, for example `Kubernetes//Pod/shop/web-1`.
     pub uid: Arc<str>,
     pub name: Arc<str>,
+    pub addresses: Box<[IpAddr]>,
+    pub node: Arc<str>,
+    /// Its weight among a service's endpoints.
+    pub capacity: u32,
+    pub status: HealthStatus,
+    pub common: Arc<Common>,
+}
+
+/// What the replicas of a workload have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Common {
     pub namespace: Arc<str>,
-    pub addresses: Vec<IpAddr>,
     /// Resolved by DNS when there are no addresses.
     pub hostname: Option<Arc<str>>,
     pub network: Arc<str>,
@@ -26,7 +44,6 @@ pub struct Workload {
     pub trust_domain: Arc<str>,
     pub service_account: Arc<str>,
     pub waypoint: Option<GatewayAddress>,
-    pub node: Arc<str>,
     pub cluster_id: Arc<str>,
     pub locality: Locality,
     pub canonical_name: Arc<str>,
@@ -35,11 +52,22 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     /// Policies that select this workload.
     pub authorization_policies: Vec<PolicyKey>,
-    pub status: HealthStatus,
-    /// Its weight among a service's endpoints.
-    pub capacity: u32,
     /// The services that it is an endpoint of, with its ports there.
     pub services: BTreeMap<NamespacedHostname, PortList>,
+}
+
+impl Deref for Workload {
+    type Target = Common;
+
+    fn deref(&self) -> &Common {
+        &self.common
+    }
+}
+
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Common {
+        Arc::make_mut(&mut self.common)
+    }
 }
 
 /// How a workload takes connections.

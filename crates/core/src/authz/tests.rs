@@ -116,7 +116,7 @@ fn clauses_are_anded_and_matches_ored() {
 fn a_named_policy_that_is_missing_denies_with_its_own_reason() {
     let mut connection = caller(Some("x"));
     let names = ["ns/known", "ns/gone"].map(|key| key.parse().unwrap()).to_vec();
-    connection.destination = Arc::new(Workload { authorization_policies: names, ..pod("a", &["10.0.0.1"]) });
+    connection.destination = Arc::new(pod("a", &["10.0.0.1"]).with(|w| w.authorization_policies = names));
     let selected = |action, m| Policy { scope: Scope::WorkloadSelector, ..policy("ns/known", action, vec![rule(m)]) };
     let verdict = authorize(&state(vec![selected(Action::Allow, ports(&[80]))]), &connection);
     assert_eq!(verdict.decision, Decision::Deny(By::PolicyUnknown("ns/gone".parse().unwrap())));
@@ -346,7 +346,7 @@ proptest! {
         policies.dedup_by(|a, b| a.key == b.key);
         let authorization_policies = named.iter().map(|key| key.parse().unwrap()).collect();
         let connection = Connection {
-            destination: Arc::new(Workload { authorization_policies, ..pod("a", &["10.0.0.1"]) }),
+            destination: Arc::new(pod("a", &["10.0.0.1"]).with(|w| w.authorization_policies = authorization_policies)),
             identity: identity.map(|(ns, sa)| Identity::new("td", ns, sa)),
             source_ip: IpAddr::from([10, 0, 0, source]),
             destination_addr: SocketAddr::new(ip("10.0.0.1"), port),
@@ -369,7 +369,7 @@ fn an_awaited_policy_leaves_it_open_unless_another_denies() {
         let mut state = state(policies);
         state.set_unknown_policies(unknown);
         let destination = pod("a", &["10.0.0.1"]);
-        connection.destination = Arc::new(Workload { authorization_policies: named.to_vec(), ..destination });
+        connection.destination = Arc::new(destination.with(|w| w.authorization_policies = named.to_vec()));
         authorize(&state, &connection)
     };
     let mut judge = judge;
@@ -408,7 +408,10 @@ fn what_a_nodes_workloads_name_and_is_missing_is_listed() {
     let mut state = state(vec![policy("ns/known", Action::Deny, vec![])]);
     let named = |name: &str, node: &str, policies: &[&str]| {
         let authorization_policies = policies.iter().map(|key| key.parse().unwrap()).collect();
-        let workload = Workload { node: node.into(), authorization_policies, ..pod(name, &[]) };
+        let workload = pod(name, &[]).with(|w| {
+            w.node = node.into();
+            w.authorization_policies = authorization_policies;
+        });
         Update::Workload(Arc::new(workload))
     };
     state.apply(named("a", "n1", &["ns/known", "ns/x"]));

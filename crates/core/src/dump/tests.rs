@@ -9,7 +9,7 @@ use crate::{
     policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch},
     service::{IpFamilies, Service},
     state::Update,
-    workload::{Locality, Workload},
+    workload::Locality,
 };
 
 #[test]
@@ -20,17 +20,17 @@ fn entries_look_as_istios_tools_expect() {
         recorded[kind].as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap().clone()
     };
 
-    let locked = Workload {
-        uid: "Kubernetes//Pod/amb/locked".into(),
-        namespace: "amb".into(),
-        service_account: "server".into(),
-        addresses: vec![ip(entry("workloads", "locked")["workloadIps"][0].as_str().unwrap())],
-        node: "node1".into(),
-        locality: Locality { region: "eu".into(), zone: "eu-1".into(), subzone: "rack-0".into() },
-        authorization_policies: vec!["amb/locked".parse().unwrap()],
-        ..pod("locked", &[])
-    }
-    .of("amb/locked.amb.svc.cluster.local", &[]);
+    let locked = pod("locked", &[])
+        .with(|w| {
+            w.uid = "Kubernetes//Pod/amb/locked".into();
+            w.namespace = "amb".into();
+            w.service_account = "server".into();
+            w.addresses = vec![ip(entry("workloads", "locked")["workloadIps"][0].as_str().unwrap())].into();
+            w.node = "node1".into();
+            w.locality = Locality { region: "eu".into(), zone: "eu-1".into(), subzone: "rack-0".into() };
+            w.authorization_policies = vec!["amb/locked".parse().unwrap()];
+        })
+        .of("amb/locked.amb.svc.cluster.local", &[]);
     let vip = entry("services", "empty")["vips"][0].as_str().unwrap()[1..].to_owned();
     let empty = Service {
         name: "empty".into(),

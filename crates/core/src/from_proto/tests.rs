@@ -37,7 +37,7 @@ fn elided_defaults_are_filled_in() {
     assert_eq!(w.identity().to_string(), "spiffe://cluster.local/ns/ns/sa/default");
     assert_eq!((&*w.cluster_id, w.capacity, w.status), ("Kubernetes", 1, HealthStatus::Healthy));
     assert_eq!((w.tunnel_protocol, w.network_mode), (TunnelProtocol::None, NetworkMode::Standard));
-    assert_eq!((w.hostname, w.workload_type), (None, WorkloadType::Deployment));
+    assert_eq!((w.hostname.clone(), w.workload_type), (None, WorkloadType::Deployment));
     let zero = workload(&wire::Workload { capacity: Some(0), ..good_workload() }).unwrap();
     assert_eq!(zero.capacity, 0, "0 is not absent");
     let s = service(&good_service()).unwrap();
@@ -65,7 +65,7 @@ fn values_come_through() {
     assert_eq!((list.target_port(80), list.target_port(81), list.target_port(82)), (Some(8080), None, None));
     assert_eq!(w.workload_type, WorkloadType::Pod);
     assert_eq!(w.application_tunnel.unwrap().port, None);
-    assert_eq!(w.waypoint.unwrap().hbone_mtls_port, 15008);
+    assert_eq!(w.waypoint.as_ref().unwrap().hbone_mtls_port, 15008);
 
     let s = service(&wire::Service {
         addresses: vec![

@@ -9,11 +9,11 @@ use super::{
 };
 use crate::{
     address::split_namespaced,
-    intern::intern,
+    intern::{intern, intern_common},
     policy::PolicyKey,
     workload::{
-        ApplicationTunnel, ApplicationTunnelProtocol, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
-        WorkloadType,
+        ApplicationTunnel, ApplicationTunnelProtocol, Common, HealthStatus, Locality, NetworkMode, TunnelProtocol,
+        Workload, WorkloadType,
     },
 };
 
@@ -39,11 +39,8 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         zone: intern(&l.zone),
         subzone: intern(&l.subzone),
     });
-    Ok(Workload {
-        uid: unique("uid", &w.uid)?,
-        name: w.name.as_str().into(),
+    let common = Common {
         namespace: intern(&w.namespace),
-        addresses: each("addresses", &w.addresses, |bytes, at| ip(at, bytes))?,
         hostname: Some(w.hostname.as_str()).filter(|hostname| !hostname.is_empty()).map(Into::into),
         network: intern(&w.network),
         network_mode: network_mode(w.network_mode)?,
@@ -54,7 +51,6 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         trust_domain: or_default(&w.trust_domain, "cluster.local"),
         service_account: or_default(&w.service_account, "default"),
         waypoint: w.waypoint.as_ref().map(|g| gateway(&"waypoint", g)).transpose()?,
-        node: intern(&w.node),
         cluster_id: or_default(&w.cluster_id, "Kubernetes"),
         locality: locality.unwrap_or_default(),
         canonical_name: intern(&w.canonical_name),
@@ -62,9 +58,16 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         workload_type: workload_type(w.workload_type),
         workload_name: intern(&w.workload_name),
         authorization_policies: each("authorization_policies", &w.authorization_policies, policy)?,
+        services,
+    };
+    Ok(Workload {
+        uid: unique("uid", &w.uid)?,
+        name: w.name.as_str().into(),
+        addresses: each("addresses", &w.addresses, |bytes, at| ip(at, bytes))?.into(),
+        node: intern(&w.node),
         status: status(w.status)?,
         capacity: w.capacity.unwrap_or(1),
-        services,
+        common: intern_common(common),
     })
 }
 

@@ -72,7 +72,7 @@ fn a_waypoint_takes_what_is_bound_to_it_and_nothing_else() {
     let gateways = [gateway_host("ns/wp"), gateway_ip("10.9.1.1"), gateway_ip("10.0.0.1")];
     for gateway in gateways {
         let bound = Service { waypoint: Some(gateway.clone()), ..web() };
-        let bound_pod = Workload { waypoint: Some(gateway), ..pod("b", &["10.0.0.2"]) };
+        let bound_pod = pod("b", &["10.0.0.2"]).with(|w| w.waypoint = Some(gateway));
         let other = service("ns/other", &["10.9.0.2"], &[(80, 80)]);
         let waypoint = pod("a", &["10.0.0.1"]).of("ns/wp", &[]);
         let services = [bound, other, service("ns/wp", &["10.9.1.1"], &[(15008, 15008)])];
@@ -85,7 +85,10 @@ fn a_waypoint_takes_what_is_bound_to_it_and_nothing_else() {
         ] {
             assert_eq!(ask(&state, &waypoint, authority), expected, "{authority}");
         }
-        let stranger = Workload { uid: "x".into(), service_account: "x".into(), ..pod("a", &["10.0.0.1"]) };
+        let stranger = pod("a", &["10.0.0.1"]).with(|w| {
+            w.uid = "x".into();
+            w.service_account = "x".into();
+        });
         assert_eq!(ask(&state, &stranger, "10.0.0.2:80"), "destination_mismatch");
     }
 }
@@ -94,8 +97,8 @@ fn a_waypoint_takes_what_is_bound_to_it_and_nothing_else() {
 fn an_application_tunnel_takes_any_address_at_its_port() {
     let tunnel = |port| Some(ApplicationTunnel { protocol: ApplicationTunnelProtocol::Proxy, port });
     let state = mesh([a()], [web()]);
-    let with_port = Workload { application_tunnel: tunnel(Some(15088)), ..a() };
-    let without = Workload { application_tunnel: tunnel(None), ..a() };
+    let with_port = a().with(|w| w.application_tunnel = tunnel(Some(15088)));
+    let without = a().with(|w| w.application_tunnel = tunnel(None));
     assert_eq!(ask(&state, &with_port, "192.0.2.1:80"), "10.0.0.1:15088");
     assert_eq!(ask(&state, &with_port, "web:82"), "10.0.0.1:15088 @ ns/web");
     assert_eq!(ask(&state, &without, "192.0.2.1:80"), "10.0.0.1:80");
@@ -119,7 +122,7 @@ fn only_a_proxy_that_takes_headers_is_reached_on_loopback() {
         (None, "10.0.0.1", "web:80", false, "10.0.0.1:8080 true false 10.9.0.1:80"),
     ] {
         let application_tunnel = tunnel.map(|protocol| ApplicationTunnel { protocol, port: Some(15088) });
-        let workload = Arc::new(Workload { application_tunnel, ..a() });
+        let workload = Arc::new(a().with(|w| w.application_tunnel = application_tunnel));
         let local = SocketAddr::new(local.parse().unwrap(), 15008);
         let route = route(&state, &workload, local, &authority.parse().unwrap(), None).unwrap();
         // Policies judge the pod's address, whatever is dialled.

@@ -14,20 +14,22 @@ use crate::{
 
 fn client() -> Workload {
     let locality = Locality { region: "eu".into(), zone: "eu-1".into(), subzone: "rack".into() };
-    Workload { locality, network: "net".into(), ..pod("client", &["10.0.0.9"]) }
+    pod("client", &["10.0.0.9"]).with(|w| {
+        w.locality = locality;
+        w.network = "net".into();
+    })
 }
 
 /// An endpoint of `ns/h` that shares with the client what `place` says: `net/cluster/region/zone/subzone/node`.
 fn endpoint(name: &str, place: &str) -> Workload {
     let parts: Vec<Arc<str>> = place.split('/').map(Into::into).collect();
-    Workload {
-        network: parts[0].clone(),
-        cluster_id: parts[1].clone(),
-        locality: Locality { region: parts[2].clone(), zone: parts[3].clone(), subzone: parts[4].clone() },
-        node: parts[5].clone(),
-        network_gateway: Some(gateway_ip("10.255.0.1")),
-        ..pod(name, &["10.0.0.1"]).of("ns/h", &[])
-    }
+    pod(name, &["10.0.0.1"]).of("ns/h", &[]).with(|w| {
+        w.network = parts[0].clone();
+        w.cluster_id = parts[1].clone();
+        w.locality = Locality { region: parts[2].clone(), zone: parts[3].clone(), subzone: parts[4].clone() };
+        w.node = parts[5].clone();
+        w.network_gateway = Some(gateway_ip("10.255.0.1"));
+    })
 }
 
 fn balanced(mode: Mode, routing_preference: &[Scope]) -> Service {
@@ -104,8 +106,8 @@ fn only_usable_endpoints_are_eligible() {
     let local = || endpoint("e", "net/Kubernetes////");
     let plain = balanced(Mode::Unspecified, &[]);
     let any_health = LoadBalancing { health_policy: HealthPolicy::AllowAll, ..Default::default() };
-    let sick = || Workload { status: HealthStatus::Unhealthy, ..local() };
-    let bare = || Workload { addresses: vec![], ..local() };
+    let sick = || local().with(|w| w.status = HealthStatus::Unhealthy);
+    let bare = || local().with(|w| w.addresses = vec![].into());
     let named = Service { ports: crate::fixtures::port_list(&[(80, 0)]), ..plain.clone() };
     let v6_only = Service { ip_families: IpFamilies::Ipv6Only, ..plain.clone() };
     for (what, service, workload, expected) in [
@@ -118,9 +120,17 @@ fn only_usable_endpoints_are_eligible() {
             Some("e:8080"),
         ),
         ("no address", plain.clone(), bare(), None),
-        ("a hostname instead", plain.clone(), Workload { hostname: Some("h".into()), ..bare() }, Some("e:8080")),
-        ("a gateway, if remote", plain.clone(), Workload { network: "other".into(), ..bare() }, Some("e:8080")),
-        ("remote without one", plain.clone(), Workload { network: "o".into(), network_gateway: None, ..bare() }, None),
+        ("a hostname instead", plain.clone(), bare().with(|w| w.hostname = Some("h".into())), Some("e:8080")),
+        ("a gateway, if remote", plain.clone(), bare().with(|w| w.network = "other".into()), Some("e:8080")),
+        (
+            "remote without one",
+            plain.clone(),
+            bare().with(|w| {
+                w.network = "o".into();
+                w.network_gateway = None;
+            }),
+            None,
+        ),
         ("its own port", plain.clone(), local().of("ns/h", &[(80, 9090)]), Some("e:9090")),
         ("its own list without the port", plain.clone(), local().of("ns/h", &[(81, 9090)]), Some("e:8080")),
         ("named port, resolved", named.clone(), local().of("ns/h", &[(80, 7000)]), Some("e:7000")),
@@ -130,10 +140,10 @@ fn only_usable_endpoints_are_eligible() {
         (
             "one address of the family",
             v6_only,
-            Workload { addresses: vec![ip("10.0.0.1"), ip("fd00::1")], ..local() },
+            local().with(|w| w.addresses = vec![ip("10.0.0.1"), ip("fd00::1")].into()),
             Some("e:8080"),
         ),
-        ("no capacity", plain.clone(), Workload { capacity: 0, ..local() }, None),
+        ("no capacity", plain.clone(), local().with(|w| w.capacity = 0), None),
     ] {
         assert_eq!(names(&service, vec![workload]), Vec::from_iter(expected), "{what}");
     }
@@ -149,7 +159,7 @@ fn a_waypoint_needs_its_hbone_port_or_an_application_tunnel() {
     let without_port = service("ns/h", &[], &[(80, 8080)]);
     let plain = || endpoint("w", "net/Kubernetes////");
     let application_tunnel = Some(ApplicationTunnel { protocol: ApplicationTunnelProtocol::Proxy, port: Some(15088) });
-    let sandwiched = Workload { application_tunnel, ..plain() };
+    let sandwiched = plain().with(|w| w.application_tunnel = application_tunnel);
     for (service, workload, expected) in [
         (&waypoint, plain(), Some("w:15008")),
         (&without_port, plain(), None),
@@ -165,7 +175,8 @@ fn a_waypoint_needs_its_hbone_port_or_an_application_tunnel() {
 #[test]
 fn the_pick_is_random_by_capacity() {
     let capacities = [("a", 0), ("b", 1), ("c", 3), ("d", 6)];
-    let endpoints = capacities.map(|(name, capacity)| Workload { capacity, ..endpoint(name, "net/Kubernetes////") });
+    let endpoints =
+        capacities.map(|(name, capacity)| endpoint(name, "net/Kubernetes////").with(|w| w.capacity = capacity));
     let state = mesh(endpoints, []);
     let mut rng = StdRng::seed_from_u64(7);
     let mut counts = BTreeMap::new();
@@ -182,7 +193,7 @@ fn the_pick_is_random_by_capacity() {
 
 #[test]
 fn capacities_do_not_overflow() {
-    let endpoints = ["a", "b", "c"].map(|name| Workload { capacity: u32::MAX, ..endpoint(name, "net/Kubernetes////") });
+    let endpoints = ["a", "b", "c"].map(|name| endpoint(name, "net/Kubernetes////").with(|w| w.capacity = u32::MAX));
     assert_eq!(names(&balanced(Mode::Unspecified, &[]), endpoints.to_vec()).len(), 3);
 }
 
@@ -202,7 +213,10 @@ fn any_endpoint() -> impl Strategy<Value = Workload> {
         |((network, cluster, region, zone, subzone, node), healthy, capacity, ported)| {
             let workload = endpoint("e", &format!("{network}/{cluster}/{region}/{zone}/{subzone}/{node}"));
             let status = if healthy { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
-            let workload = Workload { status, capacity, ..workload };
+            let workload = workload.with(|w| {
+                w.status = status;
+                w.capacity = capacity;
+            });
             if ported { workload.of("ns/h", &[(80, 1234)]) } else { workload }
         },
     )
@@ -265,7 +279,7 @@ proptest! {
         seed: u64,
     ) {
         let endpoints: Vec<_> = endpoints.into_iter().enumerate()
-            .map(|(index, w)| Workload { uid: format!("{index}").into(), ..w })
+            .map(|(index, w)| w.with(|w| w.uid = format!("{index}").into()))
             .collect();
         let mut service = balanced(mode, &preference);
         if named {

@@ -18,7 +18,7 @@ fn client() -> Workload {
 }
 
 fn plain(name: &str, addresses: &[&str]) -> Workload {
-    Workload { tunnel_protocol: TunnelProtocol::None, ..pod(name, addresses) }
+    pod(name, addresses).with(|w| w.tunnel_protocol = TunnelProtocol::None)
 }
 
 fn ask(state: &MeshState, source: Workload, destination: &str) -> Resolution {
@@ -67,7 +67,7 @@ fn what_is_not_known_passes_through() {
     let state = mesh([client()], []);
     check(&state, "192.0.2.1:443", "tcp 192.0.2.1:443");
     check(&state, "[::ffff:192.0.2.1]:443", "tcp 192.0.2.1:443");
-    let host = Workload { network_mode: NetworkMode::HostNetwork, ..pod("host", &["10.0.0.1"]) };
+    let host = pod("host", &["10.0.0.1"]).with(|w| w.network_mode = NetworkMode::HostNetwork);
     check(&mesh([host], []), "10.0.0.1:80", "tcp 10.0.0.1:80");
 }
 
@@ -83,7 +83,7 @@ fn our_own_ports_are_refused_where_they_are_the_pods_own() {
     check(&state, "127.0.0.1:15053", "tcp 127.0.0.1:15053");
 
     // The pod's own addresses, whether the mesh knows them, whatever the pod speaks, and through a service too.
-    let own = |w: Workload| Workload { addresses: client().addresses, ..w };
+    let own = |w: Workload| w.with(|w| w.addresses = client().addresses);
     let loops = service("ns/loops", &["10.9.0.2"], &[(80, 15006), (81, 15053)]);
     let through = Service { load_balancing: LoadBalancing { mode: Mode::Passthrough, ..Default::default() }, ..web() };
     let states = [
@@ -131,7 +131,7 @@ fn a_service_goes_to_an_endpoint() {
 #[test]
 fn a_known_service_without_endpoints_is_refused_not_passed_through() {
     check(&mesh([], [web()]), "10.9.0.1:80", "no_healthy_upstream @ ns/web");
-    let sick = Workload { status: HealthStatus::Unhealthy, ..pod("a", &["10.0.0.1"]) }.of("ns/web", &[]);
+    let sick = pod("a", &["10.0.0.1"]).with(|w| w.status = HealthStatus::Unhealthy).of("ns/web", &[]);
     check(&mesh([sick], [web()]), "10.9.0.1:80", "no_healthy_upstream @ ns/web");
     // One that the client may not see is not known to it.
     let hidden = Service { visibility: Visibility::Namespace, ..service("x/web", &["10.9.0.1"], &[(80, 80)]) };
@@ -196,7 +196,7 @@ fn a_service_with_a_waypoint_goes_there_by_hbone_with_the_authority_as_asked() {
 
 #[test]
 fn a_workload_with_a_waypoint_goes_there_unless_the_caller_is_that_waypoint() {
-    let bound = Workload { waypoint: Some(gateway_host("ns/wp")), ..pod("a", &["10.0.0.1"]) }.of("ns/web", &[]);
+    let bound = pod("a", &["10.0.0.1"]).with(|w| w.waypoint = Some(gateway_host("ns/wp"))).of("ns/web", &[]);
     let state = with_waypoint(vec![bound], vec![web()]);
     check(&state, "10.0.0.1:80", "hbone 10.0.1.1:15008 10.0.0.1:80 w > w");
     // Addressed by service, a workload's waypoint does not count.
@@ -204,11 +204,14 @@ fn a_workload_with_a_waypoint_goes_there_unless_the_caller_is_that_waypoint() {
     let direct = "hbone 10.0.0.1:15008 10.0.0.1:80 a > a";
     assert_eq!(text(&ask(&state, plain("w", &["10.0.1.1"]), "10.0.0.1:80")), direct);
     // Another resource of the same pod, by identity and address; and not by either alone.
-    let alias = Workload { uid: "entry".into(), ..plain("w", &["10.0.1.1"]) };
+    let alias = plain("w", &["10.0.1.1"]).with(|w| w.uid = "entry".into());
     assert_eq!(text(&ask(&state, alias, "10.0.0.1:80")), direct);
     for source in [
-        Workload { uid: "x".into(), ..plain("w", &["10.0.1.2"]) },
-        Workload { uid: "x".into(), service_account: "thief".into(), ..plain("w", &["10.0.1.1"]) },
+        plain("w", &["10.0.1.2"]).with(|w| w.uid = "x".into()),
+        plain("w", &["10.0.1.1"]).with(|w| {
+            w.uid = "x".into();
+            w.service_account = "thief".into();
+        }),
     ] {
         assert_eq!(text(&ask(&state, source, "10.0.0.1:80")), "hbone 10.0.1.1:15008 10.0.0.1:80 w > w");
     }
@@ -262,18 +265,26 @@ fn weighted_waypoints_are_sampled_and_without_weight_the_one_is_used() {
 fn other_networks_are_refused_unless_an_endpoint_is_here() {
     let remote = || {
         let network_gateway = Some(gateway_ip("10.255.0.1"));
-        Workload { network: "far".into(), network_gateway, addresses: vec![], ..pod("r", &[]) }.of("ns/web", &[])
+        pod("r", &[])
+            .with(|w| {
+                w.network = "far".into();
+                w.network_gateway = network_gateway;
+                w.addresses = vec![].into();
+            })
+            .of("ns/web", &[])
     };
     check(&mesh([remote()], [web()]), "10.9.0.1:80", "remote_network > r @ ns/web");
-    let weightier = Workload { capacity: 1_000_000, ..remote() };
+    let weightier = remote().with(|w| w.capacity = 1_000_000);
     let state = mesh([weightier, pod("a", &["10.0.0.1"]).of("ns/web", &[])], [web()]);
     check(&state, "10.9.0.1:80", "hbone 10.0.0.1:15008 10.0.0.1:8080 a > a @ ns/web");
     // An address on another network is not the same address here.
-    let state = mesh([Workload { network: "far".into(), ..pod("r", &["10.0.0.1"]) }], []);
+    let state = mesh([pod("r", &["10.0.0.1"]).with(|w| w.network = "far".into())], []);
     check(&state, "10.0.0.1:80", "tcp 10.0.0.1:80");
     // A remote waypoint.
-    let waypoint =
-        Workload { network: "far".into(), network_gateway: Some(gateway_ip("10.255.0.1")), ..plain("w", &[]) };
+    let waypoint = plain("w", &[]).with(|w| {
+        w.network = "far".into();
+        w.network_gateway = Some(gateway_ip("10.255.0.1"));
+    });
     let bound = Service { waypoint: Some(gateway_host("ns/wp")), ..web() };
     let state = mesh([waypoint.of("ns/wp", &[])], [bound, service("ns/wp", &[], &[(15008, 15008)])]);
     check(&state, "10.9.0.1:80", "remote_network > w @ ns/web");
@@ -281,7 +292,7 @@ fn other_networks_are_refused_unless_an_endpoint_is_here() {
 
 #[test]
 fn a_hostname_needs_dns_and_goes_on_from_there() {
-    let external = Workload { hostname: Some("db.example".into()), ..plain("db", &[]) }.of("ns/web", &[]);
+    let external = plain("db", &[]).with(|w| w.hostname = Some("db.example".into())).of("ns/web", &[]);
     let state = mesh([external], [web()]);
     let pending = || match ask(&state, client(), "10.9.0.1:80") {
         Resolution::Need(Need::Dns(pending)) => pending,
@@ -328,7 +339,7 @@ fn on_demand_each_unknown_key_is_asked_for_once() {
         check(&state, "10.9.0.1:80", &[name], "waypoint_unavailable @ ns/web");
         let state = with_waypoint(vec![endpoint()], vec![bound()]);
         check(&state, "10.9.0.1:80", &[], "hbone 10.0.1.1:15008 10.9.0.1:80 w > w @ ns/web");
-        let bound = Workload { waypoint: Some(gateway.clone()), ..pod("b", &["10.0.0.2"]) };
+        let bound = pod("b", &["10.0.0.2"]).with(|w| w.waypoint = Some(gateway.clone()));
         check(&mesh([bound], []), "10.0.0.2:80", &[], &format!("ask {name}"));
     }
     // Our own ports are refused without asking.
@@ -365,7 +376,7 @@ proptest! {
     ) {
         let mut state = MeshState::default();
         updates.into_iter().for_each(|update| state.apply(update));
-        let source = Arc::new(Workload { namespace: namespace.into(), ..client() });
+        let source = Arc::new(client().with(|w| w.namespace = namespace.into()));
         let conn = OutboundConn {
             source,
             network: "".into(),

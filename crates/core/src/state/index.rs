@@ -9,7 +9,14 @@ pub(super) type Order<V> = fn(&V, &V) -> Ordering;
 
 #[derive(Debug)]
 pub(super) struct Index<K: Eq + Hash, V> {
-    lists: HashTrieMapSync<K, Arc<Vec<Arc<V>>>>,
+    lists: HashTrieMapSync<K, List<V>>,
+}
+
+/// Most lists have one value, which then needs no memory of its own.
+#[derive(Debug)]
+enum List<V> {
+    One(Arc<V>),
+    Many(Arc<Vec<Arc<V>>>),
 }
 
 impl<K: Eq + Hash + Clone, V> Index<K, V> {
@@ -18,7 +25,11 @@ impl<K: Eq + Hash + Clone, V> Index<K, V> {
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        self.lists.get(key).map_or(&[], |list| list)
+        match self.lists.get(key) {
+            None => &[],
+            Some(List::One(value)) => std::slice::from_ref(value),
+            Some(List::Many(values)) => values,
+        }
     }
 
     #[cfg(test)]
@@ -28,24 +39,50 @@ impl<K: Eq + Hash + Clone, V> Index<K, V> {
 
     /// Whether the key is new.
     pub(super) fn insert(&mut self, key: K, value: Arc<V>, order: Order<V>) -> bool {
-        if let Some(list) = self.lists.get_mut(&key) {
-            insert_sorted(Arc::make_mut(list), value, order);
-            return false;
+        match self.lists.get_mut(&key) {
+            None => {
+                self.lists.insert_mut(key, List::One(value));
+                return true;
+            }
+            Some(List::Many(values)) => insert_sorted(Arc::make_mut(values), value, order),
+            Some(list @ List::One(_)) => {
+                let List::One(held) = &*list else { return false };
+                let mut values = vec![held.clone()];
+                insert_sorted(&mut values, value, order);
+                *list = if let [only] = &values[..] { List::One(only.clone()) } else { List::Many(Arc::new(values)) };
+            }
         }
-        self.lists.insert_mut(key, Arc::new(vec![value]));
-        true
+        false
     }
 
     /// Whether the key is gone with its last value.
     pub(super) fn remove(&mut self, key: &K, value: &V, order: Order<V>) -> bool {
-        let Some(list) = self.lists.get_mut(key) else { return false };
-        let list = Arc::make_mut(list);
-        remove_sorted(list, value, order);
-        let empty = list.is_empty();
+        let empty = match self.lists.get_mut(key) {
+            None => return false,
+            Some(List::One(held)) => order(held, value).is_eq(),
+            Some(list @ List::Many(_)) => {
+                let List::Many(values) = list else { return false };
+                let values = Arc::make_mut(values);
+                remove_sorted(values, value, order);
+                if let [only] = &values[..] {
+                    *list = List::One(only.clone());
+                }
+                false
+            }
+        };
         if empty {
             self.lists.remove_mut(key);
         }
         empty
+    }
+}
+
+impl<V> Clone for List<V> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::One(value) => Self::One(value.clone()),
+            Self::Many(values) => Self::Many(values.clone()),
+        }
     }
 }
 

@@ -16,7 +16,10 @@ use crate::{
 
 fn entry(name: &str, addresses: &[&str]) -> Workload {
     let uid = format!("Kubernetes/networking.istio.io/WorkloadEntry/ns/{name}").into();
-    Workload { uid, tunnel_protocol: TunnelProtocol::None, ..pod(name, addresses) }
+    pod(name, addresses).with(|w| {
+        w.uid = uid;
+        w.tunnel_protocol = TunnelProtocol::None;
+    })
 }
 
 fn remove(state: &mut MeshState, name: &str) {
@@ -30,8 +33,8 @@ fn name_at(state: &MeshState, address: &str) -> Option<String> {
 #[test]
 fn of_workloads_with_one_address_a_pod_wins_then_hbone_and_each_leaves_alone() {
     let plain_entry = entry("a", &["10.0.0.1"]);
-    let hbone_entry = Workload { tunnel_protocol: TunnelProtocol::Hbone, ..entry("b", &["10.0.0.1"]) };
-    let plain_pod = Workload { tunnel_protocol: TunnelProtocol::None, ..pod("c", &["10.0.0.1"]) };
+    let hbone_entry = entry("b", &["10.0.0.1"]).with(|w| w.tunnel_protocol = TunnelProtocol::Hbone);
+    let plain_pod = pod("c", &["10.0.0.1"]).with(|w| w.tunnel_protocol = TunnelProtocol::None);
     let hbone_pod = pod("d", &["10.0.0.1"]);
     let order = [&hbone_pod, &plain_pod, &hbone_entry, &plain_entry].map(|workload| workload.uid.to_string());
     let mut state = mesh([plain_entry, hbone_entry, plain_pod, hbone_pod], []);
@@ -51,7 +54,7 @@ fn addresses_follow_updates_networks_and_the_network_mode() {
     state.apply(Update::Workload(Arc::new(pod("a", &["10.0.0.2"]))));
     assert_eq!((name_at(&state, "10.0.0.1"), name_at(&state, "fd00::1")), (None, None));
     assert!(name_at(&state, "10.0.0.2").is_some());
-    let host = Workload { network_mode: NetworkMode::HostNetwork, ..pod("a", &["10.0.0.2"]) };
+    let host = pod("a", &["10.0.0.2"]).with(|w| w.network_mode = NetworkMode::HostNetwork);
     state.apply(Update::Workload(Arc::new(host)));
     assert_eq!(name_at(&state, "10.0.0.2"), None);
     assert!(state.workload_by_uid("Kubernetes//Pod/ns/a").is_some());
@@ -59,8 +62,10 @@ fn addresses_follow_updates_networks_and_the_network_mode() {
 
 #[test]
 fn local_workloads_are_found_by_all_four_names() {
-    let other =
-        Workload { service_account: "other".into(), uid: "Kubernetes//Pod/ns/a2".into(), ..pod("a", &["10.0.0.2"]) };
+    let other = pod("a", &["10.0.0.2"]).with(|w| {
+        w.service_account = "other".into();
+        w.uid = "Kubernetes//Pod/ns/a2".into();
+    });
     let state = mesh([pod("a", &["10.0.0.1"]), other, pod("b", &["10.0.0.3"])], []);
     let found = |node, name, ns, sa| state.local_workload(node, name, ns, sa).map(|workload| workload.uid.to_string());
     assert_eq!(found("n1", "a", "ns", "a").as_deref(), Some("Kubernetes//Pod/ns/a"));
@@ -144,7 +149,7 @@ fn a_service_may_be_seen_in_its_namespace_only() {
 
 #[test]
 fn endpoints_are_known_before_their_service_and_whatever_their_health() {
-    let sick = Workload { status: crate::workload::HealthStatus::Unhealthy, ..pod("a", &[]).of("ns/h", &[]) };
+    let sick = pod("a", &[]).of("ns/h", &[]).with(|w| w.status = crate::workload::HealthStatus::Unhealthy);
     let mut state = mesh([sick], []);
     let key = NamespacedHostname::new("ns", "h");
     assert_eq!(state.endpoints(&key).len(), 1);
@@ -155,7 +160,7 @@ fn endpoints_are_known_before_their_service_and_whatever_their_health() {
 #[test]
 fn a_name_is_one_resource() {
     let mut state = mesh([], [service("ns/h", &["10.9.0.1"], &[])]);
-    state.apply(Update::Workload(Arc::new(Workload { uid: "ns/h".into(), ..pod("a", &["10.0.0.1"]) })));
+    state.apply(Update::Workload(Arc::new(pod("a", &["10.0.0.1"]).with(|w| w.uid = "ns/h".into()))));
     assert!(state.service(&NamespacedHostname::new("ns", "h")).is_none());
     state.apply(Update::Service(Arc::new(service("ns/h", &["10.9.0.1"], &[]))));
     assert!(state.workload_by_uid("ns/h").is_none());
@@ -179,7 +184,7 @@ fn policies_apply_by_scope_and_by_name_each_once() {
         state.apply(update);
     }
     let named = ["ns/named", "ns/mine", "root/global", "ns/gone"].map(|key| key.parse().unwrap());
-    let workload = Workload { authorization_policies: named.to_vec(), ..pod("a", &[]) };
+    let workload = pod("a", &[]).with(|w| w.authorization_policies = named.to_vec());
     let names: Vec<_> = state
         .policies_for(&workload)
         .map(|candidate| match candidate {
