@@ -9,6 +9,7 @@ mod settings;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -23,13 +24,16 @@ use aquifer_runtime::{Cancel, Tracker};
 use aquifer_tls::{CertManager, CrlFiles, IstioCaClient, Revocations, TlsOptions};
 use aquifer_xds::client::metrics::ClientMetrics;
 use aquifer_xds::client::{demand, driver as xds_driver};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admin;
 use crate::certs::Identities;
 use crate::config::{self, Config};
 use crate::inpod::driver::{Manager, PodView, Proxies};
+use crate::inpod::handover::{self, Predecessor};
 use crate::inpod::netns::Netns;
+use crate::inpod::packet::PacketListener;
 use crate::inpod::state::Pod;
 use crate::inpod::zds::PodUid;
 use crate::mesh::{Change, MeshSink};
@@ -87,6 +91,8 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     register_build(&mut registry, config.node.istio_version.as_deref().unwrap_or("unknown"));
     let xds_metrics = ClientMetrics::register(&mut registry);
 
+    // All that there is to wait for is named before the first of it is there: "ready" is said once.
+    let state_block = readiness.register("state manager");
     let dns_block = config.dns.is_some().then(|| readiness.register("dns proxy"));
     let shared = Arc::new(Shared {
         config: config.proxy.clone(),
@@ -107,10 +113,22 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     aquifer_runtime::process::register_runtimes(&mut registry, runtimes);
     judge_again(changes_rx, workers.clone(), &control_tasks);
     cut_the_revoked(&revocations, workers.clone(), &control_tasks);
+    let pods = PodView::default();
+    let proxies = WorkerProxies {
+        workers: workers.clone(),
+        identities: identities.clone(),
+        state: state.clone(),
+        predecessor: Predecessor::find(&handover::path(&config.inpod_uds)),
+        heirs: Mutex::new(Some(Heirs {
+            path: handover::path(&config.inpod_uds),
+            tasks: control_tasks.clone(),
+            cancel: control.clone(),
+        })),
+    };
+    let manager = Manager::new(proxies, inpod_metrics, pods.clone(), &readiness);
     // From here on each pod that is added gets its listeners before it is acknowledged.
     drop(dns_block);
 
-    let pods = PodView::default();
     let pages = admin::Pages {
         state: state.clone(),
         pods: pods.clone(),
@@ -134,19 +152,16 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     }
 
     let synced = Arc::new(Notify::new());
-    let block = readiness.register("state manager");
     let (xds, cancel, on_synced) = (settings::xds_config(&config), control.clone(), synced.clone());
     control_tasks.spawn("xds", async move {
         let tell = move || {
             tracing::info!("the mesh is known");
-            drop(block);
+            drop(state_block);
             on_synced.notify_one();
         };
         xds_driver::run_on_demand(xds, sink, xds_metrics, tell, demands, cancel).await;
     });
 
-    let proxies = WorkerProxies { workers: workers.clone(), identities: identities.clone(), state: state.clone() };
-    let manager = Manager::new(proxies, inpod_metrics, pods, &readiness);
     let agent = Cancel::new();
     let (path, cancel, own) = (config.inpod_uds.clone(), agent.clone(), config.node.own.clone());
     control_tasks.spawn("node-agent", async move {
@@ -157,7 +172,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         }
         // Nothing is served by half a mesh: neither pods nor ourselves.
         if let Some(own) = &own {
-            serve_own_pod(&workers, &identities, own, &state);
+            serve_own_pod(&workers, &identities, own, &state).await;
         }
         manager.run(&path, &cancel).await;
     });
@@ -190,11 +205,21 @@ struct WorkerProxies {
     workers: Workers,
     identities: Identities,
     state: store::Reader,
+    predecessor: Predecessor,
+    heirs: Mutex<Option<Heirs>>,
+}
+
+/// Where those who come after us will find us.
+struct Heirs {
+    path: PathBuf,
+    tasks: Tracker,
+    cancel: Cancel,
 }
 
 impl Proxies for WorkerProxies {
-    fn start(&self, pod: &Pod<Netns>) -> Result<(), String> {
-        self.workers.add(&pod.uid, &pod.info, &pod.netns).map_err(|e| e.to_string())?;
+    async fn start(&self, pod: &Pod<Netns>) -> Result<(), String> {
+        let added = self.workers.add(&pod.uid, &pod.info, &pod.netns, &self.predecessor).await;
+        added.map_err(|e| e.to_string())?;
         self.identities.add(&pod.uid, &pod.info, &self.state.load());
         Ok(())
     }
@@ -203,16 +228,30 @@ impl Proxies for WorkerProxies {
         self.workers.remove(uid).await;
         self.identities.remove(uid, &self.state.load());
     }
+
+    fn complete(&self) {
+        // Not before: until we have all pods, whoever starts finds the process that has.
+        let Some(Heirs { path, tasks, cancel }) = self.heirs.lock().take() else { return };
+        match PacketListener::bind(&path) {
+            Ok(listener) => {
+                let answers = handover::serve(listener, self.workers.clone(), tasks.clone(), cancel);
+                tasks.spawn("hand-over", answers);
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the next proxy cannot take sockets over from this one");
+            }
+        }
+    }
 }
 
 /// So that our own metrics can be scraped over mTLS. Nothing else depends on it.
-fn serve_own_pod(
+async fn serve_own_pod(
     workers: &Workers,
     identities: &Identities,
     own: &crate::inpod::zds::WorkloadInfo,
     state: &store::Reader,
 ) {
-    match workers.add_own(own) {
+    match workers.add_own(own).await {
         Ok(uid) => identities.add(&uid, own, &state.load()),
         Err(error) => tracing::warn!(%error, "no HBONE for our own pod"),
     }

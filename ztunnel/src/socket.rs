@@ -100,6 +100,17 @@ pub fn listen(
     Ok(socket.into())
 }
 
+/// Sees to it that a listener of another process is on this port, and that what it accepts has our options. They are the
+/// socket's, so the other process has them too.
+pub fn adopt(listener: &std::net::TcpListener, port: u16, options: &TcpOptions) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    let at = listener.local_addr()?.port();
+    if at != port || !socket.is_listener()? {
+        return Err(io::Error::other(format!("not a listener on port {port}, but on {at}")));
+    }
+    options.apply(&socket)
+}
+
 /// Listens on `[::]:port`, or on `0.0.0.0:port` where IPv6 is off or unknown to the kernel.
 pub fn listen_wildcard(
     port: u16,

@@ -13,9 +13,8 @@ use support::net::{TestPod, Wire};
 use support::node::{Node, TestCa, service, update, workload};
 use tokio::io::AsyncReadExt;
 use ztunnel::inpod::netns::Netns;
-use ztunnel::inpod::zds::{PodUid, WorkloadInfo};
 
-const BOUND: Duration = Duration::from_secs(10);
+const BOUND: Duration = Duration::from_secs(30);
 
 #[allow(clippy::disallowed_methods)] // The test's own server is no task of the proxy.
 fn greet(pod: &TestPod) -> SocketAddr {
@@ -37,10 +36,6 @@ async fn greeted(client: &TestPod, at: SocketAddr) -> bool {
         std::io::Result::Ok(text)
     };
     tokio::time::timeout(BOUND, exchange).await.unwrap().is_ok_and(|text| text == b"hello")
-}
-
-fn info(name: &str) -> WorkloadInfo {
-    WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,11 +62,11 @@ async fn a_broken_pod_is_an_error_of_its_own() {
     // A namespace that is gone, as the agent's descriptor may be: no namespace any more, or a file of its name.
     let file = tempfile::NamedTempFile::new().unwrap();
     let gone = Netns::new(File::open(file.path()).unwrap().into()).unwrap();
-    let error = node.workers.add(&PodUid::new("gone"), &info("gone"), &gone).unwrap_err();
+    let error = node.try_enrol(&gone, "gone").unwrap_err();
     println!("{error}");
     // A port that somebody in the pod holds is the pod's trouble too; it is served once the port is free.
     let squatter = server.listen("0.0.0.0".parse().unwrap(), 15006);
-    let error = node.workers.add(&PodUid::new("server"), &info("server"), &server.namespace.netns).unwrap_err();
+    let error = node.try_enrol(&server.namespace.netns, "server").unwrap_err();
     assert!(error.to_string().contains("port 15006"), "{error}");
     drop(squatter);
     node.enrol(&server, "server");

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::message::{Question, Refusal, Transport};
 use super::metrics::Labels;
 use super::upstream::{Upstream, framed};
 use super::{Dns, Listen, resolve};
+use crate::descriptors;
 use crate::inpod::netns::Netns;
 use crate::socket::{self, OriginalSource, TcpOptions};
 
@@ -51,20 +52,42 @@ pub trait Local: 'static {
 }
 
 /// A pod's listening sockets.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Sockets {
-    udp: Vec<std::net::UdpSocket>,
-    tcp: Vec<TcpListener>,
+    /// For datagrams.
+    pub udp: Vec<std::net::UdpSocket>,
+    /// For connections.
+    pub tcp: Vec<TcpListener>,
+}
+
+/// A pod's listening sockets for as long as they are listened on.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// For datagrams.
+    pub udp: Vec<Weak<UdpSocket>>,
+    /// For connections.
+    pub tcp: Vec<Weak<tokio::net::TcpListener>>,
 }
 
 impl Sockets {
     /// Opens them in the pod's namespace. A loopback address that the pod lacks is left out.
     pub fn open(netns: &Netns, listen: Listen, options: &TcpOptions, reuse_port: bool) -> io::Result<Self> {
+        Self::open_with(netns, listen, options, reuse_port, Self::default())
+    }
+
+    /// The same; an address for which a socket was handed over needs no other.
+    pub fn open_with(
+        netns: &Netns,
+        listen: Listen,
+        options: &TcpOptions,
+        reuse_port: bool,
+        mut handed: Self,
+    ) -> io::Result<Self> {
         netns.run(|| {
-            let mut sockets = Self { udp: Vec::new(), tcp: Vec::new() };
+            let mut sockets = Self::default();
             let mut failed = None;
             for addr in listen.addresses() {
-                match open_pair(addr, options, reuse_port) {
+                match open_pair(addr, options, reuse_port, &mut handed) {
                     Ok((udp, tcp)) => {
                         sockets.udp.push(udp);
                         sockets.tcp.push(tcp);
@@ -93,9 +116,18 @@ fn open_pair(
     addr: SocketAddr,
     options: &TcpOptions,
     reuse_port: bool,
+    handed: &mut Sockets,
 ) -> io::Result<(std::net::UdpSocket, TcpListener)> {
-    let udp = socket::listen_udp(addr, options, reuse_port)?;
-    Ok((udp, socket::listen(addr, options, OriginalSource::Off, reuse_port)?))
+    let at = |local: io::Result<SocketAddr>| local.is_ok_and(|local| local == addr);
+    let udp = match handed.udp.iter().position(|socket| at(socket.local_addr())) {
+        Some(place) => handed.udp.swap_remove(place),
+        None => socket::listen_udp(addr, options, reuse_port)?,
+    };
+    let tcp = match handed.tcp.iter().position(|listener| at(listener.local_addr())) {
+        Some(place) => handed.tcp.swap_remove(place),
+        None => socket::listen(addr, options, OriginalSource::Off, reuse_port)?,
+    };
+    Ok((udp, tcp))
 }
 
 impl Listen {
@@ -112,7 +144,7 @@ impl Listen {
 }
 
 /// Begins to serve a pod on this thread. Needs a `LocalSet`.
-pub fn serve<L: Local>(local: L, dns: Arc<Dns>, upstream: Upstream, sockets: Sockets) -> io::Result<()> {
+pub fn serve<L: Local>(local: L, dns: Arc<Dns>, upstream: Upstream, sockets: Sockets) -> io::Result<Served> {
     let server = Rc::new(Server {
         local,
         dns,
@@ -123,13 +155,16 @@ pub fn serve<L: Local>(local: L, dns: Arc<Dns>, upstream: Upstream, sockets: Soc
     // First all of them, then the tasks: a failure leaves nothing running.
     let udp = sockets.udp.into_iter().map(UdpSocket::from_std).collect::<io::Result<Vec<_>>>()?;
     let tcp = sockets.tcp.into_iter().map(tokio::net::TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
-    for socket in udp {
-        server.local.spawn("dns-udp", server.clone().datagrams(Rc::new(socket)));
+    let mut served = Served::default();
+    for socket in udp.into_iter().map(Rc::new) {
+        served.udp.push(Rc::downgrade(&socket));
+        server.local.spawn("dns-udp", server.clone().datagrams(socket));
     }
-    for listener in tcp {
+    for listener in tcp.into_iter().map(Rc::new) {
+        served.tcp.push(Rc::downgrade(&listener));
         server.local.spawn("dns-tcp", server.clone().accept(listener));
     }
-    Ok(())
+    Ok(served)
 }
 
 struct Server<L> {
@@ -178,7 +213,7 @@ impl<L: Local> Server<L> {
         });
     }
 
-    async fn accept(self: Rc<Self>, listener: tokio::net::TcpListener) {
+    async fn accept(self: Rc<Self>, listener: Rc<tokio::net::TcpListener>) {
         let each = |(stream, _peer): (TcpStream, SocketAddr)| {
             let Ok(permit) = self.connections.clone().try_acquire_owned() else { return };
             let server = self.clone();
@@ -189,7 +224,8 @@ impl<L: Local> Server<L> {
                 drop(permit);
             });
         };
-        if let Err(error) = aquifer_runtime::accept_loop("dns", || listener.accept(), each, self.local.cancel()).await {
+        let accept = || descriptors::accept(&listener);
+        if let Err(error) = aquifer_runtime::accept_loop("dns", accept, each, self.local.cancel()).await {
             tracing::error!(%error, "DNS listener stopped");
         }
     }

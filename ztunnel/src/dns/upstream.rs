@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::message::{Question, Transport, is_failure, set_id};
+use crate::descriptors;
 use crate::inpod::netns::Netns;
 use crate::socket::{self, TcpOptions};
 
@@ -139,6 +140,7 @@ impl Upstream {
 
     async fn datagram(&self, server: SocketAddr, question: &Question, query: &[u8]) -> io::Result<Vec<u8>> {
         let socket = self.netns.run(|| socket::connected_udp(server, &self.options))??;
+        descriptors::opened(&socket)?;
         let socket = UdpSocket::from_std(socket)?;
         let (id, query) = under_new_id(query);
         socket.send(&query).await?;
@@ -172,6 +174,7 @@ impl Upstream {
 
     async fn connection(&self, server: SocketAddr, question: &Question, query: &[u8]) -> io::Result<Vec<u8>> {
         let (socket, _) = self.netns.run(|| socket::upstream(server, None, &self.options))??;
+        descriptors::opened(&socket)?;
         let mut stream = socket.connect(server).await?;
         let (id, query) = under_new_id(query);
         stream.write_all(&framed(&query)).await?;

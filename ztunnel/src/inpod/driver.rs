@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aquifer_runtime::readiness::{BlockReady, Readiness};
 use aquifer_runtime::{Backoff, Cancel};
+use futures_util::StreamExt;
 use parking_lot::Mutex;
 
 use super::netns::Netns;
@@ -15,15 +16,20 @@ use super::state::{OutOfTurn, Pod, State, Work};
 use super::zds::{self, PodUid, Request, WorkloadInfo, ZdsError};
 use crate::metrics::InpodMetrics;
 
+/// How many pods are stopped at once.
+const STOPS: usize = 32;
+
 const RETRY_PENDING: Duration = Duration::from_secs(5);
 const READINESS_TASK: &str = "workload proxy manager";
 
 /// What serves pods: the workers; in tests, a list.
 pub trait Proxies {
-    /// Begins to serve a pod. The error is a short text for the agent.
-    fn start(&self, pod: &Pod<Netns>) -> Result<(), String>;
+    /// Begins to serve a pod, wholly or not at all. The error is a short text for the agent.
+    fn start(&self, pod: &Pod<Netns>) -> impl Future<Output = Result<(), String>>;
     /// Cuts what belongs to a pod; done when this returns.
     fn stop(&self, uid: &PodUid) -> impl Future<Output = ()>;
+    /// The agent has named all pods, and each was started or refused.
+    fn complete(&self) {}
 }
 
 /// Which pods there are, for `/config_dump`.
@@ -147,7 +153,7 @@ impl<P: Proxies> Manager<P> {
                     let answer = self.handle(request).await?;
                     socket.send(&zds::ack(answer.as_ref().copied().map_err(String::as_str))).await?;
                 }
-                _ = retry.tick() => self.retry(),
+                _ = retry.tick() => self.retry().await,
             }
         }
     }
@@ -162,22 +168,29 @@ impl<P: Proxies> Manager<P> {
             Request::Keep(uid) => Request::Keep(uid),
             Request::SnapshotSent => Request::SnapshotSent,
         };
+        let complete = matches!(request, Request::SnapshotSent);
         let Work { stop, start } = self.state.handle(request)?;
-        for uid in &stop {
-            self.proxies.stop(uid).await;
-            self.metrics.stopped.inc();
-            tracing::info!(%uid, "pod left");
-        }
+        // Together: one whose connections won't end doesn't hold up the next.
+        futures_util::stream::iter(&stop)
+            .for_each_concurrent(STOPS, async |uid| {
+                self.proxies.stop(uid).await;
+                self.metrics.stopped.inc();
+                tracing::info!(%uid, "pod left");
+            })
+            .await;
         let answer = match start {
-            Some(pod) => self.start(pod),
+            Some(pod) => self.start(pod).await,
             None => Ok(()),
         };
+        if complete {
+            self.proxies.complete();
+        }
         self.publish();
         Ok(answer)
     }
 
-    fn start(&mut self, pod: Pod<Netns>) -> Result<(), String> {
-        let started = self.proxies.start(&pod);
+    async fn start(&mut self, pod: Pod<Netns>) -> Result<(), String> {
+        let started = self.proxies.start(&pod).await;
         match &started {
             Ok(()) => {
                 self.metrics.started.inc();
@@ -189,10 +202,10 @@ impl<P: Proxies> Manager<P> {
         started.map_err(|e| format!("failure to start proxy : {e}"))
     }
 
-    fn retry(&mut self) {
+    async fn retry(&mut self) {
         for pod in self.state.retry() {
             // The error is in the log, and the agent tries again by itself as well.
-            let _ = self.start(pod);
+            let _ = self.start(pod).await;
         }
         self.publish();
     }

@@ -21,13 +21,19 @@ pub struct Netns {
 }
 
 /// Device and inode: what tells namespaces apart (namespaces(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct NetnsId {
     device: u64,
     inode: u64,
 }
 
 impl NetnsId {
+    /// Of a namespace in another process's words.
+    #[must_use]
+    pub const fn new(device: u64, inode: u64) -> Self {
+        Self { device, inode }
+    }
+
     /// One of `count` places, so that namespaces are spread evenly.
     #[must_use]
     pub fn spread(self, count: usize) -> usize {
@@ -74,7 +80,8 @@ impl Netns {
             if *home == *self {
                 return Ok(f());
             }
-            enter(self.fd.as_fd())?;
+            let entered = enter(self.fd.as_fd());
+            entered.map_err(|e| io::Error::new(e.kind(), format!("cannot enter its network namespace: {e}")))?;
             let _back = Back(home);
             Ok(f())
         })

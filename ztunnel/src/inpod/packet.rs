@@ -1,17 +1,21 @@
-//! ZDS packets: one protobuf message per `SOCK_SEQPACKET` packet, at most 1024 bytes, at most one descriptor.
+//! Packets over `SOCK_SEQPACKET` with descriptors in them. For ZDS: one protobuf message per packet, at most 1024
+//! bytes, at most one descriptor.
 
+use std::fs::{self, Permissions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use nix::cmsg_space;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    connect, getsockopt, listen, recvmsg, sendmsg, socket, sockopt,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The largest packet either side sends.
+/// The largest packet either side of ZDS sends.
 pub const MAX_PACKET: usize = 1024;
 
 /// One received packet.
@@ -47,10 +51,9 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Dials the agent's socket.
+    /// Dials a socket in the file system.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let fd =
-            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
+        let fd = unix_socket()?;
         // Connecting a local socket doesn't wait: it succeeds, or fails with EAGAIN when the queue is full.
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
         Self::new(fd)
@@ -66,32 +69,97 @@ impl PacketSocket {
 
     /// Sends one packet.
     pub async fn send(&self, data: &[u8]) -> io::Result<()> {
+        self.send_with(data, &[]).await
+    }
+
+    /// Sends one packet with copies of these descriptors, at most 253 (unix(7)).
+    pub async fn send_with(&self, data: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
         self.io
             .async_io(Interest::WRITABLE, |fd| {
-                sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(data)], &[], MsgFlags::MSG_NOSIGNAL, None)
+                sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(data)], control, MsgFlags::MSG_NOSIGNAL, None)
                     .map_err(io::Error::from)
             })
             .await
             .map(drop)
     }
 
-    /// Waits for the next packet.
+    /// Waits for the next packet of ZDS.
     pub async fn recv(&self) -> Result<Packet, PacketError> {
+        let (data, mut descriptors) = self.recv_many(&mut [0; MAX_PACKET]).await?;
+        if descriptors.len() > 1 {
+            return Err(PacketError::TooManyDescriptors(descriptors.len()));
+        }
+        Ok(Packet { data, fd: descriptors.pop() })
+    }
+
+    /// Waits for the next packet, which must fit into `buffer`, and takes all descriptors that come with it.
+    pub async fn recv_many(&self, buffer: &mut [u8]) -> Result<(Vec<u8>, Vec<OwnedFd>), PacketError> {
         self.io
-            .async_io(Interest::READABLE, |fd| match receive(fd.as_raw_fd()) {
+            .async_io(Interest::READABLE, |fd| match receive(fd.as_raw_fd(), buffer) {
                 Err(PacketError::Io(e)) => Err(e),
                 other => Ok(other),
             })
             .await?
     }
+
+    /// Whether the other end was made by a process of the same user as ours.
+    pub fn is_same_user(&self) -> io::Result<bool> {
+        let peer = getsockopt(self.io.get_ref(), sockopt::PeerCredentials)?;
+        Ok(peer.uid() == nix::unistd::geteuid().as_raw())
+    }
 }
 
-fn receive(fd: RawFd) -> Result<Packet, PacketError> {
-    // One byte more than allowed, so that the kernel's truncation flag isn't the only witness.
-    let mut buffer = [0; MAX_PACKET];
+/// Listens in the file system, for processes of our user alone.
+#[derive(Debug)]
+pub struct PacketListener {
+    io: AsyncFd<OwnedFd>,
+}
+
+impl PacketListener {
+    /// Puts a socket at `path`, in the place of whatever socket was there; nobody ever finds it half made.
+    #[allow(unsafe_code)]
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!(".{}", std::process::id()));
+        let draft = PathBuf::from(draft);
+        let fd = unix_socket()?;
+        // A process of our number died here.
+        let _ = fs::remove_file(&draft);
+        bind(fd.as_raw_fd(), &UnixAddr::new(&draft)?)?;
+        let placed = fs::set_permissions(&draft, Permissions::from_mode(0o600))
+            .and_then(|()| Ok(listen(&fd, Backlog::new(16)?)?))
+            .and_then(|()| fs::rename(&draft, path));
+        if placed.is_err() {
+            let _ = fs::remove_file(&draft);
+        }
+        placed?;
+        // SAFETY: an `OwnedFd` always gives the same open descriptor, and this one lives inside the `AsyncFd`.
+        let io = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self { io: io.map_err(|e| e.into_parts().1)? })
+    }
+
+    /// Waits for the next caller.
+    pub async fn accept(&self) -> io::Result<PacketSocket> {
+        let accepted = self.io.async_io(Interest::READABLE, |fd| {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            Ok(own(accept4(fd.as_raw_fd(), flags)?))
+        });
+        PacketSocket::new(accepted.await?)
+    }
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
+}
+
+fn receive(fd: RawFd, buffer: &mut [u8]) -> Result<(Vec<u8>, Vec<OwnedFd>), PacketError> {
     // Room for all that the kernel passes at once (unix(7)): of a truncated list we couldn't close those that came.
     let mut control = cmsg_space!([RawFd; 253]);
-    let mut slices = [IoSliceMut::new(&mut buffer)];
+    let mut slices = [IoSliceMut::new(buffer)];
     let message =
         recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC).map_err(io::Error::from)?;
 
@@ -117,15 +185,13 @@ fn receive(fd: RawFd) -> Result<Packet, PacketError> {
     if length == 0 {
         return Err(PacketError::Closed);
     }
-    if descriptors.len() > 1 {
-        return Err(PacketError::TooManyDescriptors(descriptors.len()));
-    }
-    Ok(Packet { data: buffer[..length].to_vec(), fd: descriptors.pop() })
+    Ok((buffer[..length].to_vec(), descriptors))
 }
 
 #[allow(unsafe_code)]
 fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: recvmsg(2) has just put this descriptor into our table (SCM_RIGHTS), and nobody else knows its number.
+    // SAFETY: recvmsg(2) (SCM_RIGHTS) or accept4(2) has just put this descriptor into our table, and nobody else knows
+    // its number.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,11 +71,35 @@ pub struct View {
     pub src: SocketAddr,
     /// Where the client wanted to go.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub original_dst: Option<String>,
+    pub original_dst: Option<Asked>,
     /// Where the bytes go.
     pub actual_dst: SocketAddr,
     /// `HBONE` or `TCP`.
     pub protocol: &'static str,
+}
+
+/// Where a client wanted to go, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// By address.
+    Address(SocketAddr),
+    /// By a CONNECT's authority.
+    Authority(Arc<str>),
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Authority(authority) => authority.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Asked {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// A pod's connections as `/config_dump` shows them.

@@ -13,58 +13,82 @@ use http::{HeaderMap, HeaderValue};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::conn_table::{Guard, View};
+use super::conn_table::{Asked, Guard, View};
 use super::connector::{PoolKey, dial, pool_failure};
-use super::pod::{Pod, refuse};
+use super::pod::{Pod, left, refuse};
 use crate::metrics::{Parties, Reporter};
 use crate::records::{self, Failure, Opening, Record};
 use crate::socket;
 
 /// Takes one connection of the pod from accept to record.
 pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
+    // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened.
+    let Some(Open { mut client, mut upstream, guard, record }) = Box::pin(open(&pod, client)).await else { return };
+    let outcome = match &mut upstream {
+        Upstream::Tunnel(stream) => pod.copy(&guard, &mut client, &mut **stream, &record.traffic()).await,
+        Upstream::Plain(stream) => pod.copy(&guard, &mut client, &mut **stream, &record.traffic()).await,
+    };
+    drop(upstream);
+    record.finish(outcome.as_ref().copied());
+    // Closed last: who looks for the line once the client has seen the end finds it.
+    drop(client);
+}
+
+/// A connection whose bytes can flow.
+struct Open {
+    client: TcpTransport,
+    upstream: Upstream,
+    guard: Guard,
+    record: Record,
+}
+
+/// All that comes before. `None`: it came to nothing, which is recorded.
+async fn open(pod: &Pod, client: TcpStream) -> Option<Open> {
     let since = Instant::now();
-    let Ok(src) = client.peer_addr().map(socket::canonical) else { return };
+    let src = client.peer_addr().map(socket::canonical).ok()?;
     let asked = match socket::original_destination(&client) {
         Ok(asked) => asked,
         // The client is gone already: there is nobody to serve, and no destination to report.
-        Err(error) => return tracing::debug!(%src, %error, "connection lost before it was served"),
+        Err(error) => {
+            tracing::debug!(%src, %error, "connection lost before it was served");
+            return None;
+        }
     };
-    let route = match route(&pod, asked).await {
+    let route = match route(pod, asked).await {
         Ok(route) => route,
         Err(failure) => {
             records::refused(pod.metrics.shared(), Reporter::Source, src, asked, &failure);
-            return refuse(client);
+            refuse(client);
+            return None;
         }
     };
     let opening = opening(src, &route, since);
     let view = View {
         src,
-        original_dst: Some(asked.to_string()),
+        original_dst: Some(Asked::Address(asked)),
         actual_dst: route.next_hop,
         protocol: if opening.hbone_target.is_some() { "HBONE" } else { "TCP" },
     };
     let guard = pod.table.open_outbound(&pod.uid, view);
     let record = Record::open(opening, &pod.metrics);
-    let traffic = record.traffic();
-    guard.count(traffic.clone());
+    guard.count(record.traffic());
 
-    let mut client = TcpTransport::new(client);
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(&guard) => Err(failure),
-        connected = connect(&pod, &guard, &route, src) => connected,
+        gone = left(&client) => Err(gone),
+        connected = connect(pod, &guard, &route, src) => connected,
     };
-    let outcome = match connected {
-        Ok(Upstream::Tunnel(mut stream)) => pod.copy(&guard, &mut client, &mut *stream, &traffic).await,
-        Ok(Upstream::Plain(mut stream)) => pod.copy(&guard, &mut client, &mut *stream, &traffic).await,
+    let mut client = TcpTransport::new(client);
+    match connected {
+        Ok(upstream) => Some(Open { client, upstream, guard, record }),
         Err(failure) => {
             client.abort();
-            Err(failure)
+            record.finish(Err(&failure));
+            drop(client);
+            None
         }
-    };
-    record.finish(outcome.as_ref().copied());
-    // Closed last: who looks for the line once the client has seen the end finds it.
-    drop(client);
+    }
 }
 
 async fn route(pod: &Pod, asked: SocketAddr) -> Result<Route, Failure> {

@@ -8,9 +8,9 @@ use aquifer_hbone::{TcpTransport, Transport};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::conn_table::View;
+use super::conn_table::{Asked, View};
 use super::inbound::{authorized_connect, guess_service, source_workload};
-use super::pod::{Pod, refuse};
+use super::pod::{Pod, left, refuse};
 use crate::metrics::{Parties, Reporter};
 use crate::records::{self, Failure, Opening, Record};
 use crate::socket;
@@ -52,19 +52,20 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
         },
         since,
     };
-    let view = View { src, original_dst: Some(asked.to_string()), actual_dst: upstream, protocol: "TCP" };
+    let view = View { src, original_dst: Some(Asked::Address(asked)), actual_dst: upstream, protocol: "TCP" };
     let judged = Connection { destination: workload, identity: None, source_ip: src.ip(), destination_addr: upstream };
     let guard = pod.table.open_inbound(&pod.uid, view, judged);
     let record = Record::open(opening, &pod.metrics);
     let traffic = record.traffic();
     guard.count(traffic.clone());
 
-    let mut client = TcpTransport::new(client);
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(&guard) => Err(failure),
+        gone = left(&client) => Err(gone),
         connected = authorized_connect(&pod, &guard, &target, src, None) => connected,
     };
+    let mut client = TcpTransport::new(client);
     let outcome = match connected {
         Ok(stream) => pod.copy(&guard, &mut client, &mut TcpTransport::new(stream), &traffic).await,
         Err(failure) => {

@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::os::fd::AsFd;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use aquifer_core::state::MeshState;
 use aquifer_core::store::Reader;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{Budget, Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
-use aquifer_runtime::{Cancel, Tracker};
+use aquifer_runtime::{Cancel, Tracker, holding};
 use aquifer_tls::{CertManager, IdentityConfigs, PeerCertificate};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -32,7 +34,8 @@ use crate::dns::lookup::Resolver;
 use crate::dns::server::{self as dns_server, Local};
 use crate::dns::upstream::Upstream;
 use crate::dns::{Dns, UPSTREAM_LIMIT};
-use crate::inpod::netns::Netns;
+use crate::inpod::handover::{Handed, Kind};
+use crate::inpod::netns::{Netns, NetnsId};
 use crate::inpod::zds::{PodUid, WorkloadInfo};
 use crate::metrics::{Reporter, WorkerMetrics};
 use crate::on_demand::OnDemand;
@@ -85,6 +88,8 @@ pub struct Pod {
     pub(super) budget: Budget,
     /// Whether the pod has redirection rules (all but our own).
     redirected: bool,
+    /// What is listened on, as long as it is.
+    listening: RefCell<Vec<(Kind, Weak<dyn AsFd>)>>,
     removed: Cell<bool>,
     /// The certificate of whom the agent says the pod is, while its workload isn't known.
     named: RefCell<Option<Wanted>>,
@@ -152,7 +157,8 @@ impl Pod {
             cancel,
             pool,
             budget,
-            redirected: listeners.outbound.is_some(),
+            redirected: !listeners.outbound.is_empty(),
+            listening: RefCell::default(),
             removed: Cell::new(false),
             named: RefCell::default(),
             active: Rc::default(),
@@ -160,16 +166,39 @@ impl Pod {
         let mut listeners = listeners.into_tokio()?;
         if let (Some(dns), Some(sockets)) = (&shared.dns, listeners.dns.take()) {
             let upstream = Upstream::new(dns.servers.clone(), pod.netns.clone(), shared.config.tcp, UPSTREAM_LIMIT);
-            dns_server::serve(LocalPod(pod.clone()), dns.clone(), upstream, sockets)?;
+            let served = dns_server::serve(LocalPod(pod.clone()), dns.clone(), upstream, sockets)?;
+            let mut listening = pod.listening.borrow_mut();
+            listening.extend(served.udp.into_iter().map(|socket| (Kind::DnsUdp, socket as Weak<dyn AsFd>)));
+            listening.extend(served.tcp.into_iter().map(|socket| (Kind::DnsTcp, socket as Weak<dyn AsFd>)));
         }
-        if let Some(listener) = listeners.outbound {
-            pod.accept("outbound", listener, outbound::serve);
+        for listener in listeners.outbound {
+            pod.accept(Kind::Outbound, listener, outbound::serve);
         }
-        if let Some(listener) = listeners.plaintext {
-            pod.accept("inbound-plaintext", listener, passthrough::serve);
+        for listener in listeners.plaintext {
+            pod.accept(Kind::Plaintext, listener, passthrough::serve);
         }
-        pod.accept("inbound", listeners.hbone, inbound::serve);
+        for listener in listeners.hbone {
+            pod.accept(Kind::Hbone, listener, inbound::serve);
+        }
         Ok(pod)
+    }
+
+    /// Copies of the sockets that are listened on now, for the process after us.
+    pub fn hand_over(&self) -> Handed {
+        let listening = self.listening.borrow();
+        let copies = listening.iter().filter_map(|(kind, socket)| {
+            let copy = socket.upgrade()?.as_fd().try_clone_to_owned();
+            copy.inspect_err(|error| tracing::warn!(pod = %self.info, %error, "cannot hand over"))
+                .ok()
+                .map(|fd| (*kind, fd))
+        });
+        copies.collect()
+    }
+
+    /// Whether it is in this namespace.
+    #[must_use]
+    pub fn is_in(&self, netns: NetnsId) -> bool {
+        self.netns.id() == netns
     }
 
     /// Cuts everything of the pod at once, and waits until it is gone.
@@ -188,29 +217,27 @@ impl Pod {
 
     fn accept<F: Future<Output = ()> + 'static>(
         self: &Rc<Self>,
-        name: &'static str,
+        kind: Kind,
         listener: TcpListener,
         serve: fn(Rc<Self>, TcpStream) -> F,
     ) {
+        let name = match kind {
+            Kind::Outbound => "outbound",
+            Kind::Plaintext => "inbound-plaintext",
+            Kind::Hbone => "inbound",
+            Kind::DnsUdp | Kind::DnsTcp => "dns",
+        };
+        let listener = Rc::new(listener);
+        let weak: Weak<TcpListener> = Rc::downgrade(&listener);
+        self.listening.borrow_mut().push((kind, weak));
         let (pod, guard) = (self.clone(), self.enter());
         self.shared.tracker.spawn_local(name, async move {
             let _guard = guard;
             let each = |(stream, _peer): (TcpStream, _)| {
-                let (connection, guard) = (serve(pod.clone(), stream), pod.enter());
-                pod.shared.tracker.spawn_local("connection", async move {
-                    connection.await;
-                    drop(guard);
-                });
+                let connection = holding(pod.enter(), serve(pod.clone(), stream));
+                pod.shared.tracker.spawn_local("connection", connection);
             };
-            let accept = async || {
-                descriptors::available().await;
-                let accepted = listener.accept().await?;
-                if descriptors::opened(&accepted.0).is_err() {
-                    // One too many: it is kept till it can be served, and those after it wait in the queue.
-                    descriptors::available().await;
-                }
-                Ok(accepted)
-            };
+            let accept = || descriptors::accept(&listener);
             if let Err(error) = aquifer_runtime::accept_loop(name, accept, each, &pod.cancel).await {
                 tracing::error!(pod = %pod.info, listener = name, %error, "listener stopped");
             }
@@ -396,11 +423,7 @@ impl Local for LocalPod {
     }
 
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
-        let guard = self.0.enter();
-        self.0.shared.tracker.spawn_local(name, async move {
-            task.await;
-            drop(guard);
-        });
+        self.0.shared.tracker.spawn_local(name, holding(self.0.enter(), task));
     }
 
     fn cancel(&self) -> &Cancel {
@@ -408,7 +431,21 @@ impl Local for LocalPod {
     }
 }
 
+/// Ends when the client of a connection that is still being made has reset it. A client that has only ended its own
+/// direction may well wait for the answer.
+pub(super) async fn left(client: &TcpStream) -> Failure {
+    match client.ready(Interest::ERROR).await {
+        Ok(_) => Failure::new(Reason::ClientGone, "the client left before it was connected"),
+        // Not to be known then; the copy will see.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// Closes a connection that came to nothing, as a refusing target would.
 pub(super) fn refuse(client: TcpStream) {
     TcpTransport::new(client).abort();
 }
+
+#[cfg(test)]
+#[path = "pod/tests.rs"]
+mod tests;

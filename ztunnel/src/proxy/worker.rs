@@ -16,7 +16,8 @@ use tokio::task::LocalSet;
 use super::conn_table::{ConnTable, Connections};
 use super::listeners::Listeners;
 use super::pod::{Pod, Shared};
-use crate::inpod::netns::Netns;
+use crate::inpod::handover::{self, Handed, Holder, Predecessor};
+use crate::inpod::netns::{Netns, NetnsId};
 use crate::inpod::zds::{PodUid, WorkloadInfo};
 use crate::metrics::{ProxyMetrics, WorkerMetrics};
 
@@ -24,11 +25,23 @@ use crate::metrics::{ProxyMetrics, WorkerMetrics};
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 enum Command {
-    Add { uid: PodUid, info: WorkloadInfo, netns: Netns, listeners: Listeners, cancel: Cancel, budget: Budget },
+    Add(Box<Add>),
+    HandOver { uid: PodUid, netns: NetnsId, reply: oneshot::Sender<Handed> },
     Remove { uid: PodUid, done: oneshot::Sender<()> },
     MeshChanged { policies: bool, done: oneshot::Sender<usize> },
     RevocationsChanged { done: oneshot::Sender<usize> },
     Dump { reply: oneshot::Sender<BTreeMap<PodUid, Connections>> },
+}
+
+/// A pod to serve.
+struct Add {
+    uid: PodUid,
+    info: WorkloadInfo,
+    netns: Netns,
+    listeners: Listeners,
+    cancel: Cancel,
+    budget: Budget,
+    done: oneshot::Sender<io::Result<()>>,
 }
 
 /// The control thread's handle. Clones are the same workers.
@@ -69,24 +82,64 @@ impl Workers {
         self.inner.runtimes.iter().cloned()
     }
 
-    /// Begins to serve a pod on all workers: all of its listeners stand when this returns, or none.
-    pub fn add(&self, uid: &PodUid, info: &WorkloadInfo, netns: &Netns) -> io::Result<()> {
+    /// Begins to serve a pod on all workers: all of its listeners stand when this returns, or none. Sockets that can't be
+    /// replaced without loss come from the process before us, if it has them.
+    pub async fn add(
+        &self,
+        uid: &PodUid,
+        info: &WorkloadInfo,
+        netns: &Netns,
+        predecessor: &Predecessor,
+    ) -> io::Result<()> {
         let shared = &self.inner.shared;
-        let sets = Listeners::open(netns, &shared.config, shared.dns.as_deref(), self.inner.senders.len())?;
-        let (cancel, budget) = (self.inner.cancel.child(), Budget::new(shared.config.pod_window));
-        for (sender, listeners) in self.inner.senders.iter().zip(sets) {
-            send_add(sender, (uid, info, netns), listeners, &cancel, &budget);
+        let handed = match handover::is_needed(netns, shared.config.reuse_port) {
+            true => predecessor.ask(uid, netns.id()).await,
+            false => Handed::new(),
+        };
+        if !handed.is_empty() {
+            tracing::info!(pod = %info, sockets = handed.len(), "taken over from the proxy before us");
         }
-        Ok(())
+        let workers = self.inner.senders.len();
+        let sets = Listeners::open(netns, &shared.config, shared.dns.as_deref(), workers, handed)?;
+        self.serve(uid, info, netns, sets).await
+    }
+
+    /// Begins to serve a pod with these listeners, the first worker with the first set and so on. If one can't, none does.
+    pub async fn serve(
+        &self,
+        uid: &PodUid,
+        info: &WorkloadInfo,
+        netns: &Netns,
+        sets: Vec<Listeners>,
+    ) -> io::Result<()> {
+        let (cancel, budget) = (self.inner.cancel.child(), Budget::new(self.inner.shared.config.pod_window));
+        let mut begun = Vec::with_capacity(sets.len());
+        for (sender, listeners) in self.inner.senders.iter().zip(sets) {
+            let (done, receiver) = oneshot::channel();
+            let (uid, info, netns) = (uid.clone(), info.clone(), netns.clone());
+            let (cancel, budget) = (cancel.clone(), budget.clone());
+            // One that is gone drops the sender of the answer.
+            let _ = sender.send(Command::Add(Box::new(Add { uid, info, netns, listeners, cancel, budget, done })));
+            begun.push(receiver);
+        }
+        let mut all = Ok(());
+        for (index, receiver) in begun.into_iter().enumerate() {
+            let one = receiver.await.unwrap_or_else(|_| Err(io::Error::other("it is gone")));
+            let one = one.map_err(|e| io::Error::new(e.kind(), format!("worker {index}: {e}")));
+            all = all.and(one);
+        }
+        if all.is_err() {
+            self.remove(uid).await;
+        }
+        all
     }
 
     /// Serves HBONE for our own pod, in our own namespace, on one worker.
-    pub fn add_own(&self, info: &WorkloadInfo) -> io::Result<PodUid> {
+    pub async fn add_own(&self, info: &WorkloadInfo) -> io::Result<PodUid> {
         let netns = Netns::current()?;
         let listeners = Listeners::open_hbone_only(&netns, &self.inner.shared.config)?;
         let uid = PodUid::new(OWN_UID);
-        let budget = Budget::new(self.inner.shared.config.pod_window);
-        send_add(&self.inner.senders[0], (&uid, info, &netns), listeners, &self.inner.cancel.child(), &budget);
+        self.serve(&uid, info, &netns, vec![listeners]).await?;
         Ok(uid)
     }
 
@@ -145,23 +198,10 @@ impl Workers {
 /// The uid that our own pod goes by; Kubernetes' uids are UUIDs.
 const OWN_UID: &str = "ztunnel";
 
-fn send_add(
-    sender: &mpsc::UnboundedSender<Command>,
-    (uid, info, netns): (&PodUid, &WorkloadInfo, &Netns),
-    listeners: Listeners,
-    cancel: &Cancel,
-    budget: &Budget,
-) {
-    let command = Command::Add {
-        uid: uid.clone(),
-        info: info.clone(),
-        netns: netns.clone(),
-        listeners,
-        cancel: cancel.clone(),
-        budget: budget.clone(),
-    };
-    if sender.send(command).is_err() {
-        tracing::error!(pod = %info, "a worker is gone");
+impl Holder for Workers {
+    async fn sockets(&self, uid: &PodUid, netns: NetnsId) -> Handed {
+        let parts = self.ask(|reply| Command::HandOver { uid: uid.clone(), netns, reply }).await;
+        parts.into_iter().flatten().collect()
     }
 }
 
@@ -213,15 +253,15 @@ impl Worker {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Add { uid, info, netns, listeners, cancel, budget } => {
-                let named = (uid.clone(), info.clone(), netns);
-                match Pod::start(&self.shared, named, listeners, (&self.metrics, &self.table), cancel, budget) {
-                    Ok(pod) => {
-                        self.pods.insert(uid, pod);
-                    }
-                    // Only when this thread's poller takes no more descriptors; the other workers still serve the pod.
-                    Err(error) => tracing::error!(pod = %info, %error, "worker cannot serve pod"),
-                }
+            Command::Add(add) => {
+                let Add { uid, info, netns, listeners, cancel, budget, done } = *add;
+                let named = (uid.clone(), info, netns);
+                let started = Pod::start(&self.shared, named, listeners, (&self.metrics, &self.table), cancel, budget);
+                let _ = done.send(started.map(|pod| drop(self.pods.insert(uid, pod))));
+            }
+            Command::HandOver { uid, netns, reply } => {
+                let pod = self.pods.get(&uid).filter(|pod| pod.is_in(netns));
+                let _ = reply.send(pod.map(|pod| pod.hand_over()).unwrap_or_default());
             }
             Command::Remove { uid, done } => match self.pods.remove(&uid) {
                 Some(pod) => {

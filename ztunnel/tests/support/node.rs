@@ -23,12 +23,14 @@ use rcgen::{
 };
 use tokio::sync::{mpsc, watch};
 use ztunnel::certs::Identities;
-use ztunnel::config::{Config, Surroundings};
+use ztunnel::config::{self, Config, Surroundings};
 use ztunnel::dns::lookup::Resolver;
 use ztunnel::dns::upstream::Upstream;
+use ztunnel::inpod::handover::{self, Predecessor};
 use ztunnel::inpod::netns::Netns;
+use ztunnel::inpod::packet::PacketListener;
 use ztunnel::inpod::zds::{PodUid, WorkloadInfo};
-use ztunnel::mesh::MeshSink;
+use ztunnel::mesh::{MeshSink, grace};
 use ztunnel::metrics::ProxyMetrics;
 use ztunnel::on_demand::OnDemand;
 use ztunnel::proxy::conn_table::Connections;
@@ -142,26 +144,42 @@ pub(crate) struct Node {
     identities: Identities,
     state: store::Reader,
     control: Cancel,
+    /// Who served the pods before, if anybody.
+    pub(crate) predecessor: Predecessor,
     /// Names that this node resolves.
     pub(crate) hosts: tempfile::NamedTempFile,
 }
 
 impl Node {
     pub(crate) fn start(name: &'static str, ca: &TestCa, workers: usize) -> Self {
-        Self::begin(name, ca, workers, None)
+        Self::with_grace(name, ca, workers, grace::Settings::default())
+    }
+
+    /// With a time of its own for policies that are not known.
+    pub(crate) fn with_grace(name: &'static str, ca: &TestCa, workers: usize, settings: grace::Settings) -> Self {
+        Self::begin(name, ca, workers, None, settings, |_| ())
+    }
+
+    /// With other settings of its data path.
+    pub(crate) fn with(name: &'static str, ca: &TestCa, workers: usize, change: fn(&mut config::Proxy)) -> Self {
+        Self::begin(name, ca, workers, None, grace::Settings::default(), change)
     }
 
     /// One that asks for what it doesn't know, the test.
     pub(crate) fn start_on_demand(name: &'static str, ca: &TestCa, workers: usize) -> (Self, Demands) {
         let (demander, demands) = demand::channel();
         let on_demand = OnDemand::new(demander, Tracker::new());
-        (Self::begin(name, ca, workers, Some(on_demand.into())), demands)
+        (Self::begin(name, ca, workers, Some(on_demand.into()), grace::Settings::default(), |_| ()), demands)
     }
 
-    fn begin(name: &'static str, ca: &TestCa, workers: usize, on_demand: Option<Arc<OnDemand>>) -> Self {
-        let env: MapEnv = [("NODE_NAME", name)].into();
-        let around = Surroundings { mesh_file: None, cpus: 2, file_exists: |_| false };
-        let config = Config::read(&env, &around).unwrap();
+    fn begin(
+        name: &'static str,
+        ca: &TestCa,
+        workers: usize,
+        on_demand: Option<Arc<OnDemand>>,
+        settings: grace::Settings,
+        change: fn(&mut config::Proxy),
+    ) -> Self {
         let certs = match ca.answers {
             Answers::Always | Answers::Never => CertManager::new(),
             Answers::Absent => CertManager::without_authority(TlsOptions::default()),
@@ -170,14 +188,15 @@ impl Node {
         let (writer, state) = store::store();
         let (published, published_rx) = watch::channel(0);
         let (changes, mut changes_rx) = mpsc::unbounded_channel();
-        let sink = Mutex::new(MeshSink::new(writer, identities.clone(), published, changes));
+        let sink = MeshSink::new(writer, identities.clone(), published, changes).with_grace(settings);
+        let sink = Mutex::new(sink);
         let (cancel, control, tracker) = (Cancel::new(), Cancel::new(), Tracker::new());
         let metrics = Arc::new(ProxyMetrics::default());
-        let mut proxy = config.proxy;
-        proxy.connect_timeout = PATIENCE;
+        let mut proxy = data_path(name);
         if ca.answers != Answers::Always {
             proxy.handshake_timeout = PATIENCE;
         }
+        change(&mut proxy);
         let hosts = tempfile::NamedTempFile::new().unwrap();
         let upstream = Upstream::new(Vec::new(), Netns::current().unwrap(), proxy.tcp, 1);
         let shared = Arc::new(Shared {
@@ -211,7 +230,8 @@ impl Node {
                 () = giving_up => {}
             }
         });
-        Self { workers, metrics, cancel, tracker, certs, sink, identities, state, control, hosts }
+        let predecessor = Predecessor::default();
+        Self { workers, metrics, cancel, tracker, certs, sink, identities, state, control, predecessor, hosts }
     }
 
     pub(crate) fn publish(&self, updates: Vec<Update>) {
@@ -219,10 +239,24 @@ impl Node {
     }
 
     pub(crate) fn enrol(&self, pod: &TestPod, name: &str) {
-        let uid = PodUid::new(name);
-        let info = WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() };
-        self.workers.add(&uid, &info, &pod.namespace.netns).unwrap();
+        self.try_enrol(&pod.namespace.netns, name).unwrap();
+    }
+
+    pub(crate) fn try_enrol(&self, netns: &Netns, name: &str) -> std::io::Result<()> {
+        let (uid, info) = (PodUid::new(name), info(name));
+        let added = self.workers.add(&uid, &info, netns, &self.predecessor);
+        // Tests are plain functions here and there, on one of their runtime's threads.
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(added))?;
         self.identities.add(&uid, &info, &self.state.load());
+        Ok(())
+    }
+
+    /// Hands its sockets over to whoever asks here.
+    pub(crate) fn hand_over_at(&self, path: &std::path::Path) {
+        let listener = PacketListener::bind(path).unwrap();
+        let tasks = Tracker::new();
+        let answers = handover::serve(listener, self.workers.clone(), tasks.clone(), self.control.clone());
+        tasks.spawn("hand-over", answers);
     }
 
     /// The number of the certificate that a pod of this node shows.
@@ -253,6 +287,20 @@ impl Drop for Node {
         self.cancel.force();
         self.control.force();
     }
+}
+
+/// The data path's settings on a node.
+pub(crate) fn data_path(node: &str) -> config::Proxy {
+    let env: MapEnv = [("NODE_NAME", node)].into();
+    let around = Surroundings { mesh_file: None, cpus: 2, file_exists: |_| false };
+    let mut proxy = Config::read(&env, &around).unwrap().proxy;
+    proxy.connect_timeout = PATIENCE;
+    proxy
+}
+
+/// Who a pod is.
+pub(crate) fn info(name: &str) -> WorkloadInfo {
+    WorkloadInfo { name: name.into(), namespace: "shop".into(), service_account: name.into() }
 }
 
 /// A pod's workload, an endpoint of service `name` at 198.19.0.n:80 → 8080.

@@ -23,10 +23,12 @@ struct Told {
     /// When the start of a broken pod was tried.
     tries: Arc<Mutex<Vec<tokio::time::Instant>>>,
     broken: Arc<Mutex<BTreeSet<String>>>,
+    /// Stops under way, and the most that there were.
+    stops: Arc<Mutex<(usize, usize)>>,
 }
 
 impl Proxies for Told {
-    fn start(&self, pod: &Pod<Netns>) -> Result<(), String> {
+    async fn start(&self, pod: &Pod<Netns>) -> Result<(), String> {
         self.log.lock().push(format!("start {}", pod.uid));
         match self.broken.lock().contains(pod.uid.as_str()) {
             true => {
@@ -38,7 +40,19 @@ impl Proxies for Told {
     }
 
     async fn stop(&self, uid: &PodUid) {
+        {
+            let mut stops = self.stops.lock();
+            stops.0 += 1;
+            stops.1 = stops.1.max(stops.0);
+        }
+        // Not before all others that may have been begun.
+        tokio::task::yield_now().await;
         self.log.lock().push(format!("stop {uid}"));
+        self.stops.lock().0 -= 1;
+    }
+
+    fn complete(&self) {
+        self.log.lock().push("complete".into());
     }
 }
 
@@ -182,10 +196,33 @@ async fn pods_come_go_and_survive_the_agent() {
         assert_eq!(agent.snapshot_sent(), "");
     })
     .await;
-    assert_eq!(f.log(), ["start a", "start b", "start c", "stop b", "stop a", "start a", "stop c"]);
+    assert_eq!(
+        f.log(),
+        ["start a", "start b", "start c", "complete", "stop b", "complete", "stop a", "start a", "stop c", "complete"]
+    );
     let view: Vec<_> = f.view.lock().iter().map(|(uid, (_, phase))| (uid.to_string(), *phase)).collect();
     assert_eq!(view, [("a".to_owned(), Phase::Up)]);
     assert_eq!((f.metrics.active.get(), f.metrics.started.get(), f.metrics.stopped.get()), (1, 4, 3));
+    f.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_leave_together_are_stopped_together_a_few_at_a_time() {
+    const PODS: usize = 3 * STOPS;
+    let f = Fixture::start();
+    f.script(|agent| {
+        agent.accept();
+        for pod in 0..PODS {
+            assert_eq!(agent.add(&format!("pod{pod}"), "n1"), "");
+        }
+        assert_eq!(agent.snapshot_sent(), "");
+        // The next agent knows none of them.
+        agent.accept();
+        assert_eq!(agent.snapshot_sent(), "");
+    })
+    .await;
+    assert_eq!(*f.told.stops.lock(), (0, STOPS));
+    assert_eq!((f.metrics.active.get(), f.metrics.stopped.get()), (0, PODS as u64));
     f.end().await;
 }
 
@@ -227,7 +264,7 @@ async fn what_breaks_the_protocol_is_answered_and_the_connection_made_anew() {
         assert_eq!(agent.add("a", "n1"), "");
     })
     .await;
-    assert_eq!(f.log(), ["start a"]);
+    assert_eq!(f.log(), ["complete", "start a"]);
     f.end().await;
 }
 
