@@ -12,7 +12,7 @@
 //! turning_on_strict  the guide of docs/operations.md, followed
 //! dns          names: who answers, and that applications see no difference
 //! hostile      peers that mean harm, at the pods, the CA and the wire
-//! stalls       readers that stop, and the others on their connection
+//! stalls       readers that stop, and the others on their connection          bytes     long streams that are known
 //! xds          the control plane away, back, and wrong      mint      certificates of every kind
 //! ```
 //! Needs root. One lab per test, side by side.
@@ -20,6 +20,7 @@
 #![allow(clippy::disallowed_methods)] // tests read the environment and spawn tasks of their own
 
 mod authorization;
+mod bytes;
 mod churn;
 mod dns;
 mod endpoints;

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aquifer_lab::{Component, Lab, LabOptions, PodInfo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::bytes::{self, receive};
 use crate::harness::{connect, in_pod, listen, raw, service_ips};
 
 const PORT: u16 = 7007;
@@ -19,42 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// the allocator's slack.
 const MEMORY: u64 = 40 << 20;
 
-/// What the streams consist of: long enough, and of a length odd enough, that a lost or doubled piece shows.
-const PATTERN: usize = (1 << 20) + 7;
-
-/// At most this many bytes of the stream with this number, from this place on.
-fn piece(pattern: &[u8], stream: usize, at: usize, most: usize) -> &[u8] {
-    let start = (at + stream * 77_777) % PATTERN;
-    &pattern[start..PATTERN.min(start + most)]
-}
-
-fn pattern() -> Vec<u8> {
-    let mixed = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0];
-    (0..PATTERN as u64).map(mixed).collect()
-}
-
+/// Sends, and gives back what it sent by, open still.
 async fn send(mut to: TcpStream, stream: usize, total: usize) -> Result<TcpStream> {
-    let (pattern, mut at) = (pattern(), 0);
-    while at < total {
-        let part = piece(&pattern, stream, at, (total - at).min(64 << 10));
-        to.write_all(part).await?;
-        at += part.len();
-    }
+    bytes::send(&mut to, stream, total).await?;
     Ok(to)
-}
-
-/// Reads this part of the stream, and that it is the right one.
-async fn receive(from: &mut TcpStream, stream: usize, start: usize, total: usize) -> Result<()> {
-    let (pattern, mut at, mut buffer) = (pattern(), start, vec![0; 256 << 10]);
-    while at < total {
-        let expected = piece(&pattern, stream, at, buffer.len().min(total - at));
-        let wanted = expected.len();
-        let n = from.read(&mut buffer[..wanted]).await?;
-        ensure!(n > 0, "the end after {at} bytes");
-        ensure!(buffer[..n] == expected[..n], "other bytes than sent near {at}");
-        at += n;
-    }
-    Ok(())
 }
 
 /// Established connections to 15008 from within a pod's network namespace.
@@ -85,8 +53,9 @@ async fn pair(lab: &Lab, client: &PodInfo, listener: &TcpListener, to: SocketAdd
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_readers_that_stop_do_not_slow_a_sixth_on_their_connection() -> Result<()> {
-    // One worker, so one pool.
-    let lab = raw(LabOptions { workers: Some(1), ..LabOptions::default() }).await?;
+    // One worker, so one pool; and no connections beside those that are needed.
+    let options = LabOptions { workers: Some(1), ..LabOptions::default() };
+    let lab = raw(options.ztunnel_var("POOL_SPARE_CONNECTIONS", "0")).await?;
     let client = lab.pod("raw", "a").await?;
     let listener = listen(&lab, &lab.pod("raw", "b").await?, PORT)?;
     let to: SocketAddr = (service_ips(&lab, "raw", "b").await?[0], 7).into();
