@@ -58,7 +58,7 @@ impl Open {
     pub(super) async fn ask(&mut self, line: &str, expect: &str) -> Result<()> {
         use std::io::Write;
         self.stdin.write_all(line.as_bytes()).context("writing to an open connection")?;
-        for _ in 0..1000 {
+        for _ in 0..6000 {
             let output = self.process.stdout_so_far();
             if output.get(self.seen..).is_some_and(|new| new.contains(expect)) {
                 self.seen = output.len();
@@ -69,7 +69,7 @@ impl Open {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        bail!("no answer to {line:?} within 5 s")
+        bail!("no answer to {line:?} within 30 s")
     }
 
     pub(super) fn is_open(&self) -> bool {

@@ -12,19 +12,20 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
     demo.lab.wait_enrolled("shop", false).await?;
     demo.claim(true, format!("out of the mesh {} ms after the label went", begin.elapsed().as_millis()));
 
+    // The rules go after the mark, when peers have heard of it.
+    let clean = demo.within(Duration::from_secs(1), async || Ok(leftovers(demo).await?.is_empty())).await?;
+    let left = leftovers(demo).await?;
+    demo.claim(
+        clean.is_some() && left.is_empty(),
+        format!("no nftables table, rule or route of ours in any pod {}", left.join(", ")),
+    );
+
     let capture = demo.lab.capture("node1").await?;
     let answer = client::get(&demo.lab, "shop", "orders", "http://payments/").await?;
     let seen = capture.stop().await?;
     demo.claim(
         answer.ok() && seen.contains(b"GET / HTTP/1.1"),
         format!("orders → payments: {}, readable on the wire again", answer.status),
-    );
-
-    let clean = demo.within(Duration::from_secs(1), async || Ok(leftovers(demo).await?.is_empty())).await?;
-    let left = leftovers(demo).await?;
-    demo.claim(
-        clean.is_some() && left.is_empty(),
-        format!("no nftables table, rule or route of ours in any pod {}", left.join(", ")),
     );
     Ok(())
 }

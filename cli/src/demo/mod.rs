@@ -130,13 +130,27 @@ impl Demo {
         mut condition: impl AsyncFnMut() -> Result<bool>,
     ) -> Result<Option<Duration>> {
         let begin = Instant::now();
-        while begin.elapsed() < bound * 5 {
+        loop {
+            let looked = begin.elapsed();
             if condition().await? {
                 return Ok(Some(begin.elapsed()));
             }
+            if looked >= bound * 5 {
+                return Ok(None);
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Ok(None)
+    }
+
+    /// [`Demo::access_lines`], waited for: a line is written when its connection has ended, by a thread of its own.
+    async fn access_lines_appear(&self, node: &str, from: usize, texts: &[&str]) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        self.within(Duration::from_secs(1), async || {
+            lines = self.access_lines(node, from, texts).await?;
+            Ok(!lines.is_empty())
+        })
+        .await?;
+        Ok(lines)
     }
 
     /// The access lines of a node's ztunnel that were written since `from` bytes and hold all the texts.

@@ -35,7 +35,7 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
         let (cert, key) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
         // After the handshake an HTTP/2 server speaks first (SETTINGS): its bytes are the proof that we were let in.
         let script = format!(
-            "timeout 2 openssl s_client -connect {target} -tls1_3 -alpn h2 -quiet -cert {} -key {} </dev/null 2>&1 | od -c | head -40",
+            "timeout 5 openssl s_client -connect {target} -tls1_3 -alpn h2 -quiet -cert {} -key {} </dev/null 2>&1 | od -c | head -40",
             cert.display(),
             key.display()
         );

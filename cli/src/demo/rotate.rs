@@ -47,7 +47,7 @@ async fn rotation(demo: &mut Demo) -> Result<()> {
 
 async fn replacement(demo: &mut Demo) -> Result<()> {
     let load = Load::start(&demo.lab, "shop", "orders", "http://payments/", 2)?;
-    load.wait_answers(20, Duration::from_secs(10)).await?;
+    load.wait_answers(20, Duration::from_secs(60)).await?;
     let mut open = Open::connect(&demo.lab, "shop", "orders", "cart", 6379)?;
     open.ask("PING\r\n", "PONG").await?;
     let old_pid = demo.lab.stats(Component::ztunnel("node1")).await?.pid;
@@ -71,7 +71,7 @@ async fn replacement(demo: &mut Demo) -> Result<()> {
         })
         .await?;
     let so_far = load.report().total();
-    load.wait_answers(so_far + 20, Duration::from_secs(10)).await?;
+    load.wait_answers(so_far + 20, Duration::from_secs(60)).await?;
     let report = load.stop().await?;
     demo.claim(
         report.failed() == 0,

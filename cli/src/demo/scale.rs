@@ -56,7 +56,7 @@ async fn control() -> Result<LoadReport> {
 /// Two clients that open a connection per request, while a pod is deleted with its grace period and replaced.
 async fn delete_under_load(lab: &Lab) -> Result<LoadReport> {
     let load = Load::start(lab, "shop", "orders", "http://payments/", 2)?;
-    load.wait_answers(20, Duration::from_secs(10)).await?;
+    load.wait_answers(20, Duration::from_secs(60)).await?;
     let victim = lab.pods("shop", "payments").await?.into_iter().next();
     if let Some(victim) = victim {
         lab.delete("Pod", "shop", &victim.name).await?;
@@ -70,7 +70,7 @@ async fn delete_under_load(lab: &Lab) -> Result<LoadReport> {
         .await?;
     }
     let so_far = load.report().total();
-    load.wait_answers(so_far + 20, Duration::from_secs(10)).await?;
+    load.wait_answers(so_far + 20, Duration::from_secs(60)).await?;
     Ok(load.stop().await?)
 }
 
