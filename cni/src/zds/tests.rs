@@ -22,7 +22,8 @@ use tokio::time::timeout;
 mod statements;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-const DEADLINE: Duration = Duration::from_millis(100);
+/// Short, for those that let it pass; long enough for who answers at once on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 struct Bench {
     zds: Zds,

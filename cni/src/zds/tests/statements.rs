@@ -154,7 +154,7 @@ async fn three_proxies_at_once() {
 
 #[tokio::test]
 async fn a_stuck_proxy_keeps_nothing_from_the_others() {
-    let bench = bench(Duration::from_millis(500));
+    let bench = bench(DEADLINE * 3);
     let (stuck, _) = Proxy::connected(&bench).await;
     let (newest, _) = Proxy::connected(&bench).await;
     let deleted = del(&bench.zds, "a");
