@@ -15,7 +15,7 @@ use crate::wire::Target;
 
 /// How long the marker that ends a capture may take to be seen. An interface that no marker passes (a pod's veth)
 /// costs this much.
-const MARKER_PATIENCE: Duration = Duration::from_secs(2);
+const MARKER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A capture that runs. Dropping it stops it.
 #[derive(Debug)]
