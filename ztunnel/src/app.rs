@@ -30,6 +30,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::admin;
 use crate::certs::Identities;
 use crate::config::{self, Config};
+use crate::footprint;
 use crate::inpod::driver::{Manager, PodView, Proxies};
 use crate::inpod::handover::{self, Predecessor};
 use crate::inpod::netns::Netns;
@@ -81,6 +82,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
             () = giving_up => {}
         }
     });
+    control_tasks.spawn("footprint", footprint::give_back_text(control.clone()));
     let (demander, demands) = demand::channel();
 
     let metrics = Arc::new(ProxyMetrics::default());

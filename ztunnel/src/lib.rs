@@ -22,6 +22,7 @@ pub mod certs;
 pub mod config;
 pub mod descriptors;
 pub mod dns;
+pub mod footprint;
 pub mod inpod;
 pub mod mesh;
 pub mod metrics;

@@ -252,6 +252,14 @@ impl Tunnel {
     }
 }
 
+#[cfg(test)]
+pub(super) fn stream_task_size() -> usize {
+    fn size<F: Future>(_: fn(Rc<Tunnel>, ConnectRequest) -> F) -> usize {
+        size_of::<F>()
+    }
+    size(stream)
+}
+
 fn unroutable(reason: Reason, authority: &Authority) -> String {
     match reason {
         Reason::IllegalPort => "attempted recursive call to ourselves".to_owned(),

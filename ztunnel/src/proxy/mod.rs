@@ -22,3 +22,29 @@ pub mod passthrough;
 pub mod pod;
 pub mod verdict;
 pub mod worker;
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use tokio::net::TcpStream;
+
+    use super::pod::Pod;
+    use super::{inbound, outbound, passthrough};
+
+    fn size<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What each open connection's task holds of its own; there may be ten thousands.
+    #[test]
+    fn an_open_connections_task_is_small() {
+        let outbound = size::<Rc<Pod>, TcpStream, _>(outbound::serve);
+        let stream = inbound::stream_task_size();
+        let plaintext = size::<Rc<Pod>, TcpStream, _>(passthrough::serve);
+        println!("outbound {outbound}, stream {stream}, plaintext {plaintext}");
+        assert!(outbound <= 1280, "{outbound}");
+        assert!(stream <= 1536, "{stream}");
+        assert!(plaintext <= 2048, "{plaintext}");
+    }
+}
