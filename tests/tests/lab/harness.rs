@@ -139,12 +139,16 @@ pub(crate) async fn get(lab: &Lab, namespace: &str, pod: &str, url: &str) -> Res
 /// Waits for access lines of a node's ztunnel that hold all the texts: a line is written when the connection has ended,
 /// by a thread of its own, so maybe after the client has its answer.
 pub(crate) async fn access_lines_appear(lab: &Lab, node: &str, count: usize, texts: &[&str]) -> Result<Vec<String>> {
-    let mut lines = Vec::new();
-    eventually(&format!("{node} logs {texts:?} {count} times"), TOLD, async || {
+    let (what, mut lines) = (format!("{node} logs {texts:?} {count} times"), Vec::new());
+    let found = eventually(&what, TOLD, async || {
         lines = access_lines(lab, node, texts).await?;
         Ok(lines.len() >= count)
     })
-    .await?;
+    .await;
+    if found.is_err() {
+        println!("all access lines of {node}:\n{}", access_lines(lab, node, &[]).await?.join("\n"));
+    }
+    found.with_context(|| format!("{} found", lines.len()))?;
     Ok(lines)
 }
 

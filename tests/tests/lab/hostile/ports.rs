@@ -66,7 +66,8 @@ async fn the_proxys_ports_lead_nowhere_from_outside() -> Result<()> {
         }
     }
     // The strangers' are refused where they arrive, the members' by the tunnel's end.
-    let illegal = ["reason=\"illegal_port\"", "direction=\"inbound\""];
+    // Only the node's own calls, as those of a kubelet, reach 15001 itself, which takes them for outbound ones.
+    let illegal = ["reason=\"illegal_port\""];
     let told = access_lines_appear(&lab, "node2", 4 * places.len(), &illegal).await?;
     assert_eq!(told.len(), 4 * places.len(), "one line each: nothing went round");
     bystander.unharmed().await
