@@ -154,10 +154,12 @@ fn cpu_section(results: &Results) -> Section {
         rows
     });
     let section = Section::new("CPU")
-        .text(
+        .text(format!(
             "The machine's figure is all that was not idle: client, server, proxies and the kernel's network stack, \
-             whose work hides from per-process counters.",
-        )
+             whose work hides from per-process counters. {:.2} cores were in use with all labs up and nothing to do, \
+             which counts most where requests are few.",
+            results.background_cores
+        ))
         .table(table);
     let rates = results.works.iter().filter(|work| work.primary == Metric::Rate);
     let section = section.chart(chart(results, "Machine per request", rates, Metric::MachinePerRequest));

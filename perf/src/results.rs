@@ -198,6 +198,8 @@ pub(crate) struct Results {
     pub(crate) modes: Vec<Mode>,
     /// Modes that were asked for but not measured, with the reason.
     pub(crate) not_available: BTreeMap<Mode, String>,
+    /// Cores in use while all labs were up and nothing was done.
+    pub(crate) background_cores: f64,
     /// The works.
     pub(crate) works: Vec<WorkResult>,
     /// Memory by the number of pods on a node.

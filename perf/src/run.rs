@@ -1,12 +1,13 @@
 //! The run: labs up side by side, each work in rounds, the modes taking turns in each round.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::bed::{self, Bed};
 use crate::measure::Watch;
+use crate::measure::cpu::Machine;
 use crate::mode::Mode;
 use crate::options::BenchOptions;
 use crate::results::{Metric, Results, Sample, WorkResult};
@@ -15,6 +16,9 @@ use crate::{load, pods};
 
 /// More failed requests than this share spoil a run.
 const ERRORS: f64 = 0.001;
+
+/// How long nothing is done before the first work.
+const BACKGROUND: Duration = Duration::from_secs(1);
 
 /// Runs what the options choose.
 pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
@@ -42,6 +46,7 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
     if beds.is_empty() {
         bail!("no mode can be measured: {:?}", results.not_available);
     }
+    results.background_cores = background().await?;
     for (index, work) in works.iter().enumerate() {
         println!("\n[{}/{}] {}: {} ({:.0} s so far)", index + 1, works.len(), work.id, work.title, secs(begin));
         let result = rounds(&beds, work, options, &mut results.failures).await;
@@ -64,6 +69,13 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
     }
     results.seconds = secs(begin);
     Ok(results)
+}
+
+/// Cores in use while nothing is done: probes, clocks, and whatever else runs on the machine.
+async fn background() -> Result<f64> {
+    let (begin, before) = (Instant::now(), Machine::now()?);
+    tokio::time::sleep(BACKGROUND).await;
+    Ok(Machine::now()?.since(&before).total() / secs(begin))
 }
 
 fn secs(since: Instant) -> f64 {
