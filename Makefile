@@ -12,7 +12,7 @@ PROFILE ?= demo
 BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
 export MAKECMDGOALS
 
-.PHONY: help preflight deps build demo bench test test-boring mutants lint deny fmt release clean
+.PHONY: help preflight deps build demo bench icount test test-boring mutants lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -29,6 +29,10 @@ demo: preflight build ## Start a two-node lab and walk through the main job, liv
 bench: preflight deps ## Measure what the mesh costs against none and against sidecars. QUICK=1 ends within 3 minutes.
 	@scripts/deps $(BENCH_PACKAGES)
 	@scripts/bench $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+icount: deps ## Count instructions of the hot functions and compare them with the last figures. UPDATE=1 writes these.
+	@scripts/deps valgrind
+	@scripts/icount $(if $(UPDATE),--update)
 
 test: preflight deps ## Set everything up and run all tests.
 	@scripts/test

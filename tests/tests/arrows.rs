@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("aquifer-cni", &["aquifer-objects", "aquifer-runtime", "aquifer-proto"]),
     ("aquifer-lab", &["aquifer-objects", "aquifer-runtime"]),
     ("aquifer-load", &[]),
+    ("aquifer-icount", &["aquifer-core", "aquifer-hbone", "aquifer-proto", "aquifer-runtime"]),
     ("aquifer-perf", &["aquifer-lab", "aquifer-runtime"]),
     (
         "aquifer",

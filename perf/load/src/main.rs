@@ -1,6 +1,7 @@
 //! `aquifer-load`: one subcommand for each kind of load. Standard output is JSON.
 
 use std::net::IpAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -189,8 +190,18 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().work {
+fn main() -> ExitCode {
+    match run(Cli::parse().work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("aquifer-load: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(work: Work) -> Result<()> {
+    match work {
         Work::Serve(args) => serve(&args),
         Work::ConnectRate(args) => print(args.common.seed, connect_rate(&args)?),
         Work::OpenLoop(args) => print(args.common.seed, open_loop::run(&args.options()?)?),
