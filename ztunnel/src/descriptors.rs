@@ -88,7 +88,8 @@ impl Held {
     fn new() -> Option<Self> {
         let most = MOST_HELD.load(Relaxed);
         let one_more = |held| (held < most).then_some(held + 1);
-        HELD.fetch_update(Relaxed, Relaxed, one_more).is_ok().then_some(Self)
+        // Not `then_some`: a place that wasn't had would be given back.
+        HELD.fetch_update(Relaxed, Relaxed, one_more).is_ok().then(|| Self)
     }
 }
 
