@@ -145,9 +145,8 @@ impl Exchange {
             Err(error) => Step::Failed(error),
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 let start = self.outgoing.len();
-                match data.encode(&mut []) {
-                    Err(EncodeError::InsufficientSize(size)) => self.outgoing.resize(start + size.required_size, 0),
-                    Ok(_) | Err(_) => {}
+                if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
+                    self.outgoing.resize(start + size.required_size, 0);
                 }
                 match data.encode(&mut self.outgoing[start..]) {
                     Ok(_) => Step::Again,

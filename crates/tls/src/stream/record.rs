@@ -249,7 +249,14 @@ impl Sealer {
             SupportedCipherSuite::Tls12(suite) => &suite.common,
         };
         let limit = common.confidentiality_limit.saturating_sub(MARGIN);
-        Ok(Self { suite, cipher: encrypter(suite, secrets)?, sequence, limit })
+        let mut sealer = Self { suite, cipher: encrypter(suite, secrets)?, sequence: 0, limit };
+        if sequence > 0 {
+            // AWS-LC reckons that the first record under a key has number 0. This one is sent to nobody: in TLS 1.2
+            // rustls used the number for its Finished.
+            sealer.seal(ContentType::ApplicationData, &[&[]])?;
+            sealer.sequence = sequence;
+        }
+        Ok(sealer)
     }
 
     /// Whether these keys have sealed all that they may.
