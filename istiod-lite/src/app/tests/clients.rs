@@ -150,8 +150,14 @@ async fn two_pods_trust_each_other_with_what_they_are_issued() {
     let (orders, payments) = (identity("orders"), identity("payments"));
     manager.want(&orders);
     manager.want(&payments);
-    let of_orders = tokio::time::timeout(PATIENCE, manager.get(&orders)).await.unwrap().unwrap();
-    let of_payments = tokio::time::timeout(PATIENCE, manager.get(&payments)).await.unwrap().unwrap();
+    let of_orders = tokio::time::timeout(PATIENCE, manager.get(&orders, tokio::time::Instant::now() + PATIENCE))
+        .await
+        .unwrap()
+        .unwrap();
+    let of_payments = tokio::time::timeout(PATIENCE, manager.get(&payments, tokio::time::Instant::now() + PATIENCE))
+        .await
+        .unwrap()
+        .unwrap();
 
     let (near, far) = tokio::io::duplex(64 * 1024);
     let connector = TlsConnector::from(of_orders.client_config(std::slice::from_ref(&payments)));
@@ -165,7 +171,12 @@ async fn two_pods_trust_each_other_with_what_they_are_issued() {
     // Nobody of that name runs on the caller's node.
     let nobody = identity("nobody");
     manager.want(&nobody);
-    assert!(tokio::time::timeout(PATIENCE, manager.get(&nobody)).await.unwrap().is_err());
+    assert!(
+        tokio::time::timeout(PATIENCE, manager.get(&nobody, tokio::time::Instant::now() + PATIENCE))
+            .await
+            .unwrap()
+            .is_err()
+    );
     cancel.drain();
     app.shutdown().await;
 }
