@@ -43,6 +43,8 @@ pub struct MeshConfig {
     pub root_namespace: String,
     /// CLUSTER_DOMAIN: the suffix of Service names.
     pub cluster_domain: String,
+    /// SAME_NODE_FAST_PATH: node proxies may connect pods of their node within themselves.
+    pub same_node: bool,
 }
 
 /// Where to listen.
@@ -97,6 +99,7 @@ impl Config {
                 cluster_id: non_empty(vars, "CLUSTER_ID", "Kubernetes"),
                 root_namespace,
                 cluster_domain,
+                same_node: vars.bool("SAME_NODE_FAST_PATH", true),
             },
             listen: ListenConfig {
                 plaintext: address(vars, "GRPC_ADDR", 15010),
@@ -198,6 +201,9 @@ mod tests {
         let config = Config::from_env(&with(&[])).unwrap();
         assert_eq!(config.mesh.trust_domain, "cluster.local");
         assert_eq!(config.mesh.cluster_id, "Kubernetes");
+        assert!(config.mesh.same_node);
+        let off = Config::from_env(&with(&[("SAME_NODE_FAST_PATH", "false")])).unwrap();
+        assert!(!off.mesh.same_node);
         assert_eq!(config.listen.secure, "[::]:15012".parse().unwrap());
         assert_eq!(config.listen.http, "[::]:8080".parse().unwrap());
         assert_eq!(config.ca.lifetimes.default, Duration::from_secs(86_400));

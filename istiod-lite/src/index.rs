@@ -41,6 +41,7 @@ pub const KINDS: &[Kind] = &[
     Kind::EndpointSlice,
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
+    Kind::NetworkPolicy,
 ];
 
 /// The single owner of all objects. Synchronous.

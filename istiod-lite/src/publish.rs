@@ -59,6 +59,7 @@ impl Publish {
             root_namespace: config.root_namespace.clone(),
             domain: config.cluster_domain.clone(),
             network: String::new(),
+            same_node: config.same_node,
         };
         Self {
             index: Index::new(mesh),

@@ -5,11 +5,13 @@
 //!   Service            ─▶ service  ─▶ istio.workload.Service
 //!   AuthorizationPolicy ─▶ policy  ─▶ istio.security.Authorization + what was left out
 //!   PeerAuthentication ─▶ peer_authentication ─▶ the DENY policies that stand for it
+//!   NetworkPolicy ─▶ network_policy ─▶ which pods must be seen on the wire
 //! ```
 //!
 //! Resources are those of the reference control plane, byte for byte; where we mean to differ, the table in
 //! `index/golden.rs` says so.
 
+pub mod network_policy;
 pub mod peer_authentication;
 pub mod policy;
 pub mod service;
@@ -37,6 +39,8 @@ pub struct Mesh {
     pub domain: String,
     /// The network of all pods; empty for the default one.
     pub network: String,
+    /// Whether pods of one node that no NetworkPolicy selects may be connected within their node proxy.
+    pub same_node: bool,
 }
 
 impl Default for Mesh {
@@ -47,6 +51,7 @@ impl Default for Mesh {
             root_namespace: "istio-system".to_owned(),
             domain: "cluster.local".to_owned(),
             network: String::new(),
+            same_node: true,
         }
     }
 }

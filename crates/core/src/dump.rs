@@ -56,6 +56,8 @@ struct WorkloadDump<'a> {
     protocol: &'static str,
     #[serde(skip_serializing_if = "is_false")]
     native_tunnel: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    same_node_fast_path: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     application_tunnel: Option<TunnelDump>,
     trust_domain: &'a str,
@@ -206,6 +208,7 @@ impl Serialize for Workload {
                 TunnelProtocol::Hbone => "HBONE",
             },
             native_tunnel: self.native_tunnel,
+            same_node_fast_path: self.same_node,
             application_tunnel: self.application_tunnel.as_ref().map(tunnel),
             trust_domain: &self.trust_domain,
             service_account: &self.service_account,

@@ -39,6 +39,7 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
             network_gateway: None,
             tunnel_protocol: TunnelProtocol::Hbone,
             native_tunnel: false,
+            same_node: false,
             application_tunnel: None,
             trust_domain: "cluster.local".into(),
             service_account: name.into(),
@@ -64,7 +65,8 @@ impl Workload {
 
     /// The same as an endpoint of `service`, with `ports` of its own.
     pub(crate) fn of(mut self, service: &str, ports: &[(u16, u16)]) -> Self {
-        self.services.insert(service.parse().unwrap(), port_list(ports));
+        let others = self.services.iter().map(|(key, ports)| (key.clone(), ports.clone()));
+        self.services = others.chain([(service.parse().unwrap(), port_list(ports))]).collect();
         self
     }
 }

@@ -12,6 +12,9 @@ pub use crate::address::{
 };
 use crate::{identity::Identity, policy::PolicyKey};
 
+/// The name of the entry in a workload's `extensions` that permits [`Common::same_node`]. It has no content.
+pub const SAME_NODE_EXTENSION: &str = "aquifer.dev/same-node";
+
 /// What can be connected to, and can connect. Valid by construction: see `from_proto`.
 ///
 /// A cluster has few kinds of pods and many of each kind: what replicas have in common is held once, and read and
@@ -40,6 +43,9 @@ pub struct Common {
     pub network_gateway: Option<GatewayAddress>,
     pub tunnel_protocol: TunnelProtocol,
     pub native_tunnel: bool,
+    /// The control plane permits that the proxy of its node connects it with pods of that node by itself, with nothing on
+    /// the wire in between. Only ours says so.
+    pub same_node: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
     pub trust_domain: Arc<str>,
     pub service_account: Arc<str>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
@@ -140,6 +141,7 @@ kinds! {
     Namespace: Cluster, "v1", "namespaces" | "ns";
     Node: Cluster, "v1", "nodes" | "no";
     ServiceAccount: Namespaced, "v1", "serviceaccounts" | "sa";
+    NetworkPolicy: Namespaced, "networking.k8s.io/v1", "networkpolicies" | "netpol";
     Deployment: Namespaced, "apps/v1", "deployments" | "deploy";
     Service: Namespaced, "v1", "services" | "svc";
     Pod: Namespaced, "v1", "pods" | "po";

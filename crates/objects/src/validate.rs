@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::crds::{
@@ -40,6 +41,7 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
         Object::AuthorizationPolicy(policy) => authorization_policy(&policy.spec, &mut errors),
         Object::PeerAuthentication(policy) => peer_authentication(&policy.spec, &mut errors),
         Object::Deployment(deployment) => validate_deployment(deployment, &mut errors),
+        Object::NetworkPolicy(policy) => validate_network_policy(policy, &mut errors),
         Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) => {}
     }
     errors.0
@@ -122,6 +124,13 @@ fn validate_endpoint_slice(slice: &EndpointSlice, errors: &mut Errors) {
         for (j, ip) in endpoint.addresses.iter().enumerate() {
             address(ip, &format!("endpoints[{i}].addresses[{j}]"), errors);
         }
+    }
+}
+
+/// Only whom it selects: what it allows is for whoever enforces it.
+fn validate_network_policy(policy: &NetworkPolicy, errors: &mut Errors) {
+    if let Some(selector) = policy.spec.as_ref().and_then(|spec| spec.pod_selector.as_ref()) {
+        names::label_selector("spec.podSelector", selector, errors);
     }
 }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use aquifer_objects::crds::{AuthorizationPolicy, PeerAuthentication};
 use aquifer_objects::{Kind, Object, ObjectKey};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::objects::Name;
 use super::{Index, Item};
-use crate::translate::{peer_authentication, policy, selects, workload};
+use crate::translate::{network_policy, peer_authentication, policy, selects, workload};
 
 /// The label of the root namespace that names the network of all pods.
 const NETWORK_LABEL: &str = "topology.istio.io/network";
@@ -56,6 +57,12 @@ impl Index {
                 let old = self.objects.insert_peer_authentication(&name, policy.clone());
                 self.peer_authentication_changed(&name, [old, Some(policy)]);
             }
+            Object::NetworkPolicy(policy) => {
+                let name = Name::of(&policy.metadata);
+                let entry = self.objects.namespace_mut(&name.namespace);
+                let old = entry.network_policies.insert(name.name.clone(), policy.clone());
+                self.network_policy_changed(&name, [old, Some(policy)]);
+            }
             Object::ServiceAccount(_) | Object::Deployment(_) => {}
         }
     }
@@ -88,6 +95,10 @@ impl Index {
             Kind::PeerAuthentication => {
                 let old = self.objects.remove_peer_authentication(&name);
                 self.peer_authentication_changed(&name, [old, None]);
+            }
+            Kind::NetworkPolicy => {
+                let old = self.objects.namespace_mut(&name.namespace).network_policies.remove(&name.name);
+                self.network_policy_changed(&name, [old, None]);
             }
             Kind::ServiceAccount | Kind::Deployment => {}
         }
@@ -171,6 +182,14 @@ impl Index {
                 self.dirty.extend(heirs);
             }
         }
+    }
+
+    fn network_policy_changed(&mut self, name: &Name, versions: [Option<Arc<NetworkPolicy>>; 2]) {
+        let pods = self.objects.pods(&name.namespace).iter();
+        let selected = pods.filter(|(_, pod)| {
+            versions.iter().flatten().any(|policy| network_policy::selects(policy, pod.metadata.labels.as_ref()))
+        });
+        self.dirty.extend(selected.map(|(pod, _)| Item::Pod(Name::new(&name.namespace, pod))));
     }
 
     /// The pods that a policy of a namespace may be for: its own, or all for the root namespace.

@@ -14,7 +14,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::objects::Name;
 use super::{Change, Changes, Index, Item, Published};
-use crate::translate::{peer_authentication, policy, selects, service, status, workload};
+use crate::translate::{network_policy, peer_authentication, policy, selects, service, status, workload};
 
 impl Index {
     /// Makes an item's resources anew and publishes what differs.
@@ -79,7 +79,17 @@ impl Index {
     fn pod_workload(&self, name: &Name, pod: &Pod) -> Option<Workload> {
         let node = pod.spec.as_ref().and_then(|spec| self.objects.nodes.get(spec.node_name.as_deref()?));
         let services = self.objects.services(&name.namespace).values().map(|service| &**service);
-        workload::pod(pod, node.map(|node| &**node), services, self.policies_of(name, pod), &self.mesh)
+        let mut made = workload::pod(pod, node.map(|node| &**node), services, self.policies_of(name, pod), &self.mesh)?;
+        if self.mesh.same_node && workload::is_redirected(pod) && !self.is_restricted(name, pod) {
+            made.extensions.push(workload::same_node());
+        }
+        Some(made)
+    }
+
+    /// Whether a NetworkPolicy selects the pod, so that what it sends and receives must be seen on the wire.
+    fn is_restricted(&self, name: &Name, pod: &Pod) -> bool {
+        let labels = pod.metadata.labels.as_ref();
+        self.objects.network_policies(&name.namespace).values().any(|policy| network_policy::selects(policy, labels))
     }
 
     /// The names of the policies that a pod must list: those that select it, sorted, then mutual TLS.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aquifer_objects::crds::{AuthorizationPolicy, PeerAuthentication};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::translate::workload::slice_service;
@@ -44,6 +45,7 @@ pub(super) struct InNamespace {
     slices_by_service: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     pub(super) policies: ByName<AuthorizationPolicy>,
     pub(super) peer_authentications: ByName<PeerAuthentication>,
+    pub(super) network_policies: ByName<NetworkPolicy>,
 }
 
 impl InNamespace {
@@ -54,6 +56,7 @@ impl InNamespace {
             && self.slices.is_empty()
             && self.policies.is_empty()
             && self.peer_authentications.is_empty()
+            && self.network_policies.is_empty()
     }
 }
 
@@ -73,6 +76,7 @@ static NOTHING: InNamespaceRef = InNamespaceRef {
     slices: &BTreeMap::new(),
     policies: &BTreeMap::new(),
     peer_authentications: &BTreeMap::new(),
+    network_policies: &BTreeMap::new(),
 };
 
 struct InNamespaceRef {
@@ -81,6 +85,7 @@ struct InNamespaceRef {
     slices: &'static ByName<EndpointSlice>,
     policies: &'static ByName<AuthorizationPolicy>,
     peer_authentications: &'static ByName<PeerAuthentication>,
+    network_policies: &'static ByName<NetworkPolicy>,
 }
 
 impl Objects {
@@ -121,6 +126,10 @@ impl Objects {
 
     pub(super) fn peer_authentications(&self, namespace: &str) -> &ByName<PeerAuthentication> {
         self.namespaces.get(namespace).map_or(NOTHING.peer_authentications, |entry| &entry.peer_authentications)
+    }
+
+    pub(super) fn network_policies(&self, namespace: &str) -> &ByName<NetworkPolicy> {
+        self.namespaces.get(namespace).map_or(NOTHING.network_policies, |entry| &entry.network_policies)
     }
 
     pub(super) fn has_peer_authentications(&self) -> bool {

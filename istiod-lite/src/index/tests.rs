@@ -182,6 +182,71 @@ fn pods_are_found_by_node_and_name() {
     assert!(index.pod("shop", "web-1").is_some() && index.pod("other", "web-1").is_none());
 }
 
+/// Whether the index permits each of the pods to be connected within its node's proxy.
+fn permitted<const N: usize>(index: &Index, pods: [&str; N]) -> [bool; N] {
+    pods.map(|name| {
+        let extensions = workload(index, name).unwrap().extensions;
+        extensions.iter().any(|e| e.name == "aquifer.dev/same-node" && e.config.is_none())
+    })
+}
+
+#[test]
+fn pods_are_connected_within_their_node_unless_a_network_policy_selects_them() {
+    let redirected = |name: &str, labels: &Value| {
+        let mut pod = pod(name, &json!({"metadata": {"annotations": {"ambient.istio.io/redirection": "enabled"}}}));
+        pod["metadata"]["labels"] = labels.clone();
+        applied(pod)
+    };
+    let policy = |namespace: &str, spec: Value| {
+        applied(json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": "np", "namespace": namespace}, "spec": spec}))
+    };
+    let mut index = Index::new(Mesh::default());
+    let one = redirected("one", &json!({"app": "web", "tier": "front"}));
+    let two = redirected("two", &json!({"app": "db"}));
+    let pods = ["one", "two"];
+    changed(&mut index, vec![one.clone(), two.clone(), applied(pod("plain", &json!({})))]);
+    assert_eq!(permitted(&index, ["one", "two", "plain"]), [true, true, false], "only what a node proxy serves");
+
+    let expression = |operator: &str, values: Value| json!({"podSelector": {"matchExpressions": [{"key": "tier", "operator": operator, "values": values}]}});
+    // Selector, and whether each pod is still permitted.
+    let table = [
+        (json!({"podSelector": {"matchLabels": {"app": "web"}}}), [false, true]),
+        (
+            json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"], "egress": []}),
+            [true, false],
+        ),
+        (json!({"podSelector": {"matchLabels": {"app": "web", "tier": "back"}}}), [true, true]),
+        (json!({"podSelector": {}}), [false, false]),
+        (json!({"ingress": [{}]}), [false, false]),
+        (expression("In", json!(["front", "back"])), [false, true]),
+        (expression("In", json!(["back"])), [true, true]),
+        (expression("NotIn", json!(["front"])), [true, false]),
+        (expression("Exists", json!(null)), [false, true]),
+        (expression("DoesNotExist", json!(null)), [true, false]),
+        (
+            json!({"podSelector": {"matchLabels": {"app": "db"}, "matchExpressions": [{"key": "tier", "operator": "Exists"}]}}),
+            [true, true],
+        ),
+    ];
+    for (spec, expect) in table {
+        changed(&mut index, vec![policy("shop", spec.clone())]);
+        assert_eq!(permitted(&index, pods), expect, "{spec}");
+    }
+    // Of a namespace, for that namespace; and what is deleted holds nobody back.
+    let all = json!({"podSelector": {}});
+    assert_eq!(changed(&mut index, vec![policy("shop", all.clone()), policy("istio-system", all)]).len(), 2);
+    assert_eq!(permitted(&index, pods), [false, false]);
+    let gone = Event::Deleted(ObjectKey::new(Kind::NetworkPolicy, "shop", "np"));
+    let again = ["+Kubernetes//Pod/shop/one", "+Kubernetes//Pod/shop/two"];
+    assert_eq!(changed(&mut index, vec![gone]), again, "and nobody else");
+    assert_eq!(permitted(&index, pods), [true, true]);
+
+    let mut off = Index::new(Mesh { same_node: false, ..Mesh::default() });
+    changed(&mut off, vec![one, two]);
+    assert_eq!(permitted(&off, pods), [false, false]);
+}
+
 #[test]
 fn status_follows_the_policy_and_its_target() {
     let mut index = Index::new(Mesh::default());
@@ -227,6 +292,7 @@ fn some_pod() -> impl Strategy<Value = Value> {
     let phase = prop_oneof![4 => Just("Running"), 1 => Just("Succeeded")];
     (meta(), labels(), node, phase, any::<bool>(), 0..4u8).prop_map(|(mut meta, labels, node, phase, ready, address)| {
         meta["labels"] = labels;
+        meta["annotations"] = if ready { json!({"ambient.istio.io/redirection": "enabled"}) } else { json!({}) };
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta,
             "spec": {"nodeName": node, "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080 + i32::from(ready)}]}]},
             "status": {"phase": phase, "podIP": format!("10.0.0.{address}"), "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}})
@@ -283,6 +349,17 @@ fn some_peer_authentication() -> impl Strategy<Value = Value> {
     })
 }
 
+fn some_network_policy() -> impl Strategy<Value = Value> {
+    (meta(), selector(), any::<bool>()).prop_map(|(meta, selector, by_expression)| {
+        let selector = match by_expression {
+            true => json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}),
+            false => selector,
+        };
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta,
+            "spec": {"podSelector": selector}})
+    })
+}
+
 fn some_namespace() -> impl Strategy<Value = Value> {
     (0..NAMESPACES.len(), any::<bool>(), any::<bool>()).prop_map(|(name, close, network)| {
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACES[name],
@@ -305,6 +382,7 @@ fn step() -> impl Strategy<Value = (Value, bool, bool)> {
         2 => some_slice(),
         3 => some_policy(),
         4 => some_peer_authentication(),
+        3 => some_network_policy(),
         1 => some_namespace(),
         1 => some_node(),
     ];

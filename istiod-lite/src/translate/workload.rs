@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use aquifer_core::workload::SAME_NODE_EXTENSION;
 use aquifer_proto::workload::{
-    Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+    Extension, Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -60,6 +61,16 @@ pub fn pod<'a>(
         namespace,
         ..Default::default()
     })
+}
+
+/// Whether the node proxy takes the pod's connections, both ways.
+pub fn is_redirected(pod: &Pod) -> bool {
+    tunnel(pod) == Tunnel::Redirected && pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true))
+}
+
+/// Says that the node proxy may connect the pod with others of its node by itself.
+pub fn same_node() -> Extension {
+    Extension { name: SAME_NODE_EXTENSION.to_owned(), config: None }
 }
 
 /// The resources of a slice's endpoints that are not pods: addresses of which nothing else is known.

@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     policy::{Action, Scope, StringMatch},
     service::{HealthPolicy, IpFamilies, Mode, Visibility},
-    workload::{HealthStatus, NetworkMode, TunnelProtocol, WorkloadType},
+    workload::{HealthStatus, NetworkMode, SAME_NODE_EXTENSION, TunnelProtocol, WorkloadType},
 };
 
 fn good_workload() -> wire::Workload {
@@ -37,6 +37,7 @@ fn elided_defaults_are_filled_in() {
     assert_eq!(w.identity().to_string(), "spiffe://cluster.local/ns/ns/sa/default");
     assert_eq!((&*w.cluster_id, w.capacity, w.status), ("Kubernetes", 1, HealthStatus::Healthy));
     assert_eq!((w.tunnel_protocol, w.network_mode), (TunnelProtocol::None, NetworkMode::Standard));
+    assert!(!w.same_node, "only who permits it says so");
     assert_eq!((w.hostname.clone(), w.workload_type), (None, WorkloadType::Deployment));
     let zero = workload(&wire::Workload { capacity: Some(0), ..good_workload() }).unwrap();
     assert_eq!(zero.capacity, 0, "0 is not absent");
@@ -56,15 +57,19 @@ fn values_come_through() {
         application_tunnel: Some(wire::ApplicationTunnel { protocol: 1, port: 0 }),
         hostname: "db.example".into(),
         waypoint: Some(good_gateway()),
+        extensions: ["elsewhere.dev/x", SAME_NODE_EXTENSION]
+            .map(|name| wire::Extension { name: name.to_owned(), config: None })
+            .into(),
         ..good_workload()
     })
     .unwrap();
     let addresses: Vec<_> = w.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1", "10.0.0.2", "fd00::1"]);
-    let list = &w.services[&"ns/h".parse().unwrap()];
+    let list = w.services.get(&"ns/h".parse().unwrap()).unwrap();
     assert_eq!((list.target_port(80), list.target_port(81), list.target_port(82)), (Some(8080), None, None));
     assert_eq!(w.workload_type, WorkloadType::Pod);
     assert_eq!(w.application_tunnel.unwrap().port, None);
+    assert!(w.same_node);
     assert_eq!(w.waypoint.as_ref().unwrap().hbone_mtls_port, 15008);
 
     let s = service(&wire::Service {

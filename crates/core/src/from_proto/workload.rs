@@ -12,8 +12,8 @@ use crate::{
     intern::{intern, intern_common},
     policy::PolicyKey,
     workload::{
-        ApplicationTunnel, ApplicationTunnelProtocol, Common, HealthStatus, Locality, NetworkMode, TunnelProtocol,
-        Workload, WorkloadType,
+        ApplicationTunnel, ApplicationTunnelProtocol, Common, HealthStatus, Locality, NetworkMode, SAME_NODE_EXTENSION,
+        TunnelProtocol, Workload, WorkloadType,
     },
 };
 
@@ -47,6 +47,7 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         network_gateway: w.network_gateway.as_ref().map(|g| gateway(&"network_gateway", g)).transpose()?,
         tunnel_protocol: tunnel_protocol(w.tunnel_protocol)?,
         native_tunnel: w.native_tunnel,
+        same_node: w.extensions.iter().any(|extension| extension.name == SAME_NODE_EXTENSION),
         application_tunnel: w.application_tunnel.as_ref().map(application_tunnel).transpose()?,
         trust_domain: or_default(&w.trust_domain, "cluster.local"),
         service_account: or_default(&w.service_account, "default"),

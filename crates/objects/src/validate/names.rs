@@ -54,6 +54,20 @@ pub(super) fn label_map(path: &str, map: Option<&BTreeMap<String, String>>, erro
 
 pub(super) fn label_selector(path: &str, selector: &LabelSelector, errors: &mut Errors) {
     label_map(&format!("{path}.matchLabels"), selector.match_labels.as_ref(), errors);
+    for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
+        let path = format!("{path}.matchExpressions[{i}]");
+        if let Some(wrong) = qualified_name(&requirement.key) {
+            errors.add(format!("{path}.key"), format!("{:?} {wrong}", requirement.key));
+        }
+        let values = requirement.values.as_deref().unwrap_or_default();
+        match (requirement.operator.as_str(), values.is_empty()) {
+            ("In" | "NotIn", false) | ("Exists" | "DoesNotExist", true) => {}
+            ("In" | "NotIn", true) => errors.add(format!("{path}.values"), "must hold at least one value"),
+            ("Exists" | "DoesNotExist", false) => errors.add(format!("{path}.values"), "must be left out"),
+            (other, _) => errors
+                .add(format!("{path}.operator"), format!("{other:?} is none of In, NotIn, Exists and DoesNotExist")),
+        }
+    }
 }
 
 pub(super) fn label(path: &str, key: &str, value: &str, errors: &mut Errors) {

@@ -8,10 +8,36 @@ fn field(kind: &str, rest: &str) -> String {
     let api = match kind {
         "AuthorizationPolicy" | "PeerAuthentication" => "security.istio.io/v1",
         "EndpointSlice" => "discovery.k8s.io/v1",
+        "NetworkPolicy" => "networking.k8s.io/v1",
         _ => "v1",
     };
     let text = format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n{rest}\n");
     parse_manifest(Path::new(""), &text).err().map_or_else(String::new, |error| error.field)
+}
+
+#[test]
+fn network_policies() {
+    let expressions = "spec.podSelector.matchExpressions[0]";
+    let cases = [
+        ("spec: {}", ""),
+        ("spec: {podSelector: {}, policyTypes: [Egress]}", ""),
+        ("spec: {podSelector: {matchLabels: {app: 'a b'}}}", "spec.podSelector.matchLabels"),
+        ("spec: {podSelector: {matchExpressions: [{key: app, operator: In, values: [a]}]}}", ""),
+        ("spec: {podSelector: {matchExpressions: [{key: app, operator: Exists}]}}", ""),
+        ("spec: {podSelector: {matchExpressions: [{key: app, operator: In}]}}", &format!("{expressions}.values")),
+        (
+            "spec: {podSelector: {matchExpressions: [{key: app, operator: Exists, values: [a]}]}}",
+            &format!("{expressions}.values"),
+        ),
+        (
+            "spec: {podSelector: {matchExpressions: [{key: app, operator: Equals, values: [a]}]}}",
+            &format!("{expressions}.operator"),
+        ),
+        ("spec: {podSelector: {matchExpressions: [{key: '', operator: Exists}]}}", &format!("{expressions}.key")),
+    ];
+    for (spec, expect) in cases {
+        assert_eq!(field("NetworkPolicy", spec), expect, "{spec}");
+    }
 }
 
 #[test]
