@@ -9,7 +9,7 @@ use aquifer_lab::{Component, Lab, LabOptions, Netns, PodInfo, Process};
 use crate::measure::counters::{self, Counters};
 use crate::mode::Mode;
 use crate::options::{BenchOptions, build_folder};
-use crate::sidecar::{self, PodRef, Sidecars};
+use crate::sidecar::{self, Keys, PodRef, Sidecars};
 use crate::tools::load;
 use crate::{manifests, tuning};
 
@@ -18,6 +18,9 @@ pub(crate) const NAMESPACE: &str = "bench";
 
 /// Its Deployments, a pod each.
 const PODS: [&str; 4] = ["client", "neighbour", "near", "far"];
+
+/// Why the mode with waypoints cannot be measured.
+pub(crate) const NO_WAYPOINT: &str = "not measured: Aquifer has no waypoint yet";
 
 /// How long the mesh may take to carry the first connection.
 const IN_FORCE: Duration = Duration::from_secs(20);
@@ -47,7 +50,12 @@ pub(crate) struct Bed {
 impl Bed {
     /// Starts the lab, its pods and what the mode needs.
     pub(crate) async fn start(mode: Mode, options: &BenchOptions) -> Result<Self> {
-        ensure!(mode != Mode::Waypoint, "not available: no waypoint is deployed");
+        Self::start_with(mode, options, Keys::default()).await
+    }
+
+    /// The same; sidecars get keys of this kind.
+    pub(crate) async fn start_with(mode: Mode, options: &BenchOptions, keys: Keys) -> Result<Self> {
+        ensure!(mode != Mode::Waypoint, NO_WAYPOINT);
         let lab = Lab::start(lab_options(mode, options)).await?;
         lab.apply(&manifests::bench(mode.is_mesh(), options.threads())).await?;
         lab.wait_namespace_ready(NAMESPACE).await?;
@@ -66,7 +74,7 @@ impl Bed {
         }
         if let Some(kind) = mode.sidecars() {
             let pods = PODS.map(|name| PodRef::new(NAMESPACE, name));
-            bed.sidecars = Some(sidecar::install(&bed.lab, &envoy(options)?, &pods, kind).await?);
+            bed.sidecars = Some(sidecar::install_with(&bed.lab, &envoy(options)?, &pods, kind, keys).await?);
         }
         if let Ok(load) = load_program() {
             let serve = format!("serve --listen 0.0.0.0:{} --threads {}", manifests::LOAD, options.threads());

@@ -37,7 +37,7 @@ pub(crate) fn results() -> Results {
     Results {
         command: "aquifer bench <all>".into(),
         modes: vec![Mode::None, Mode::Ambient, Mode::SidecarTcp],
-        not_available: BTreeMap::from([(Mode::Waypoint, "not available: no waypoint is deployed".into())]),
+        not_available: BTreeMap::from([(Mode::Waypoint, crate::bed::NO_WAYPOINT.into())]),
         works: vec![work],
         pods: vec![
             Series { mode: Mode::Ambient, what: "ztunnel", points: vec![(2.0, 10.2), (12.0, 11.2)] },

@@ -14,6 +14,8 @@
 //! * Parsing, statistics and reports are pure; `bed`, `run` and `measure` touch the machine.
 
 mod bed;
+mod control_plane;
+mod estimate;
 #[cfg(test)]
 mod fixtures;
 mod load;

@@ -50,7 +50,7 @@ pub(crate) async fn run(
             let url = bed.url(work.place);
             wrk::parse(&bed.client(&wrk::args(&url, connections, threads, seconds, true)).await?)
         }
-        Kind::Connect { at_once } => {
+        Kind::Connect { at_once } | Kind::ConnectRsa { at_once } => {
             let line = format!(
                 "connect-rate {} --connections {at_once} --threads {threads} --seconds {seconds} --seed {seed}",
                 bed.http(work.place)

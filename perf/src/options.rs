@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::control_plane;
 use crate::mode::Mode;
 
 /// Options of `aquifer bench`.
@@ -64,6 +65,15 @@ pub struct BenchOptions {
 }
 
 impl BenchOptions {
+    /// Whether this part of a run, which makes labs of its own, is chosen.
+    pub(crate) fn wants(&self, part: &str) -> bool {
+        match self.works.as_slice() {
+            // No target rests on the control plane.
+            [] => !self.quick || part != control_plane::NAME,
+            some => some.iter().any(|name| name == part),
+        }
+    }
+
     /// Threads of the client and of the web server. The proxies are what is measured: they get the other half.
     pub(crate) fn threads(&self) -> u32 {
         self.threads.unwrap_or_else(|| {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::control_plane;
 use crate::machine::Machine;
 use crate::measure::cpu::Cpu;
 use crate::mode::Mode;
@@ -227,6 +228,13 @@ impl Results {
         ));
         let command = std::env::args().collect::<Vec<_>>().join(" ");
         Self { command, machine: Machine::this(), settings, ..Self::default() }
+    }
+
+    /// Adds what the control plane costs.
+    pub(crate) fn add_control_plane(&mut self, mode: Mode, found: &control_plane::Found) {
+        let all = self.more.entry("control_plane").or_insert_with(|| serde_json::json!({}));
+        all[mode.name()] = serde_json::json!(found);
+        self.sections.push(control_plane::section(found));
     }
 
     /// The work of that name.

@@ -12,7 +12,7 @@ use crate::mode::Mode;
 use crate::options::BenchOptions;
 use crate::results::{Metric, Results, Sample, WorkResult};
 use crate::work::{WORKS, Work, extra};
-use crate::{load, pods};
+use crate::{control_plane, estimate, load, pods};
 
 /// More failed requests than this share spoil a run.
 const ERRORS: f64 = 0.001;
@@ -28,8 +28,15 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
         bed::check_binaries(folder)?;
     }
     let mut results = Results::begin(options);
+    let estimate = estimate::Plan::of(&works, &modes(options), options);
+    println!("about {}", estimate::minutes(estimate.seconds()));
     let mut beds = Vec::new();
     for mode in modes(options) {
+        if works.is_empty() && mode != Mode::Waypoint {
+            // What is left makes labs of its own.
+            results.modes.push(mode);
+            continue;
+        }
         let starting = Instant::now();
         match Bed::start(mode, options).await {
             Ok(bed) => {
@@ -43,12 +50,13 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
             }
         }
     }
-    if beds.is_empty() {
+    if results.modes.is_empty() {
         bail!("no mode can be measured: {:?}", results.not_available);
     }
     results.background_cores = background().await?;
     for (index, work) in works.iter().enumerate() {
-        println!("\n[{}/{}] {}: {} ({:.0} s so far)", index + 1, works.len(), work.id, work.title, secs(begin));
+        let (number, count, left) = (index + 1, works.len(), estimate::minutes(estimate.left(index)));
+        println!("\n[{number}/{count}] {}: {} ({:.0} s so far, about {left} left)", work.id, work.title, secs(begin));
         let result = rounds(&beds, work, options, &mut results.failures).await;
         results.works.push(result);
     }
@@ -58,12 +66,21 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
         }
         bed.stop().await?;
     }
-    if options.works.is_empty() || options.works.iter().any(|name| name == pods::NAME) {
+    if options.wants(pods::NAME) {
         println!("\n{}: memory by number of pods on a node ({:.0} s so far)", pods::NAME, secs(begin));
         for mode in results.modes.clone() {
             match pods::measure(mode, options).await {
                 Ok(series) => results.pods.extend(series),
                 Err(error) => results.failures.push(format!("{} {mode}: {error:#}", pods::NAME)),
+            }
+        }
+    }
+    if options.wants(control_plane::NAME) {
+        println!("\n{}: {} ({:.0} s so far)", control_plane::NAME, control_plane::TITLE, secs(begin));
+        for mode in results.modes.clone().into_iter().filter(|mode| mode.is_mesh()) {
+            match control_plane::measure(mode, options).await {
+                Ok(found) => results.add_control_plane(mode, &found),
+                Err(error) => results.failures.push(format!("{} {mode}: {error:#}", control_plane::NAME)),
             }
         }
     }
@@ -120,7 +137,7 @@ fn turns(beds: &[Bed], round: u32, seed: u64) -> impl Iterator<Item = &Bed> {
 
 /// One run in a lab of its own.
 async fn fresh(mode: Mode, work: &Work, options: &BenchOptions, round: u32) -> Result<Sample> {
-    let bed = Bed::start(mode, options).await?;
+    let bed = Bed::start_with(mode, options, work.keys()).await?;
     let sample = once(&bed, work, options, round).await;
     bed.stop().await?;
     sample
@@ -199,8 +216,9 @@ fn chosen(options: &BenchOptions) -> Result<Vec<&'static Work>> {
         let found = WORKS.iter().find(|work| work.id == name);
         found.with_context(|| {
             let names: Vec<_> = WORKS.iter().map(|work| work.id).collect();
-            format!("`{name}` is no work: {}, {}", names.join(", "), pods::NAME)
+            format!("`{name}` is no work: {}, {}, {}", names.join(", "), pods::NAME, control_plane::NAME)
         })
     };
-    options.works.iter().filter(|name| *name != pods::NAME).map(find).collect()
+    let of_their_own = [pods::NAME, control_plane::NAME];
+    options.works.iter().filter(|name| !of_their_own.contains(&name.as_str())).map(find).collect()
 }

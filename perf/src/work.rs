@@ -3,6 +3,7 @@
 use crate::bed::Place;
 use crate::mode::Mode;
 use crate::results::Metric;
+use crate::sidecar::Keys;
 
 /// A work.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,8 @@ pub(crate) enum Kind {
     Http { connections: u32 },
     /// A new connection for each request, so many at a time.
     Connect { at_once: u32 },
+    /// The same, with sidecars whose keys are RSA.
+    ConnectRsa { at_once: u32 },
     /// Streams that send a message as soon as the one before came back.
     Grpc { streams: u32 },
     /// Requests at times that do not depend on the answers.
@@ -59,6 +62,7 @@ pub(crate) const WORKS: &[Work] = &[
     target("http32", "HTTP/1.1 keep-alive, 32 connections", Kind::Http { connections: 32 }),
     target("http512", "HTTP/1.1 keep-alive, 512 connections", Kind::Http { connections: 512 }),
     target("connect", "new connections, a request each", Kind::Connect { at_once: 32 }),
+    work("connect-rsa", "new connections, sidecars with Istio's default RSA keys", Kind::ConnectRsa { at_once: 32 }),
     work("grpc", "gRPC, 100 streams", Kind::Grpc { streams: 100 }),
     work("open100", "open loop, 100 requests/s", Kind::OpenLoop { rate: 100 }),
     work("open1000", "open loop, 1 000 requests/s", Kind::OpenLoop { rate: 1000 }),
@@ -114,7 +118,7 @@ impl Work {
     pub(crate) fn primary(&self) -> Metric {
         match self.kind {
             Kind::Bulk { .. } => Metric::Gbits,
-            Kind::Http { .. } | Kind::Connect { .. } | Kind::Grpc { .. } => Metric::Rate,
+            Kind::Http { .. } | Kind::Connect { .. } | Kind::ConnectRsa { .. } | Kind::Grpc { .. } => Metric::Rate,
             Kind::OpenLoop { .. } | Kind::Mice { .. } => Metric::P99,
             Kind::Neighbour { .. } => extra::MOVED,
             Kind::Idle { .. } => extra::PER_CONNECTION,
@@ -127,6 +131,8 @@ impl Work {
         match self.kind {
             // An HTTP proxy carries no other bytes.
             Kind::Bulk { .. } | Kind::Mice { .. } => mode != Mode::SidecarHttp,
+            // A note beside the row with elliptic keys.
+            Kind::ConnectRsa { .. } => mode == Mode::SidecarTcp,
             // Of no mesh there is no memory.
             Kind::Memory { .. } => mode != Mode::None,
             Kind::Idle { .. } => !matches!(mode, Mode::SidecarHttp),
@@ -136,9 +142,17 @@ impl Work {
         }
     }
 
-    /// Whether it needs proxies that have done nothing yet.
+    /// Whether it needs proxies of its own: such as have done nothing yet, or have other keys.
     pub(crate) fn is_fresh(&self) -> bool {
-        matches!(self.kind, Kind::Idle { .. } | Kind::Memory { .. })
+        matches!(self.kind, Kind::Idle { .. } | Kind::Memory { .. } | Kind::ConnectRsa { .. })
+    }
+
+    /// The keys of its sidecars.
+    pub(crate) fn keys(&self) -> Keys {
+        match self.kind {
+            Kind::ConnectRsa { .. } => Keys::Rsa2048,
+            _ => Keys::default(),
+        }
     }
 
     /// How many rounds it gets.
@@ -164,7 +178,8 @@ mod tests {
 
     #[test]
     fn every_work_suits_ambient() {
-        assert!(WORKS.iter().all(|work| work.suits(Mode::Ambient)));
+        let note = |work: &Work| work.id == "connect-rsa";
+        assert!(WORKS.iter().all(|work| work.suits(Mode::Ambient) || note(work)));
         assert!(!WORKS.iter().any(|work| work.suits(Mode::SidecarHttp) && work.id.starts_with("bulk")));
     }
 }
