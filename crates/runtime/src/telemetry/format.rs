@@ -124,55 +124,87 @@ impl fmt::Display for Timestamp {
     }
 }
 
-#[derive(Default)]
+/// Text of both kinds, as it will stand in the line.
 struct TextFields {
     message: String,
     rest: String,
 }
 
+/// Room for an access line's fields, so that it is made once.
+const FIELDS: usize = 768;
+
+impl Default for TextFields {
+    fn default() -> Self {
+        Self { message: String::new(), rest: String::with_capacity(FIELDS) }
+    }
+}
+
 impl TextFields {
-    fn field(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+    /// Where a field's value goes.
+    fn value(&mut self, field: &Field) -> OneLine<'_> {
         if field.name() == "message" {
-            push_one_line(&mut self.message, &value.to_string());
-            return;
+            self.message.clear();
+            return OneLine(&mut self.message);
         }
         if !self.rest.is_empty() {
             self.rest.push(' ');
         }
         self.rest.push_str(field.name());
         self.rest.push('=');
-        push_one_line(&mut self.rest, &value.to_string());
+        OneLine(&mut self.rest)
     }
 }
 
 /// A line is a record: what a peer sent must not start a new one.
-fn push_one_line(out: &mut String, text: &str) {
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c.is_control() => out.extend(c.escape_default()),
-            c => out.push(c),
+struct OneLine<'a>(&'a mut String);
+
+impl Write for OneLine<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // As good as always.
+        if text.bytes().all(is_plain) {
+            self.0.push_str(text);
+            return Ok(());
         }
+        for c in text.chars() {
+            match c {
+                '\n' => self.0.push_str("\\n"),
+                '\r' => self.0.push_str("\\r"),
+                '\t' => self.0.push_str("\\t"),
+                c if c.is_control() => self.0.extend(c.escape_default()),
+                c => self.0.push(c),
+            }
+        }
+        Ok(())
     }
 }
 
+/// ASCII that stands for itself.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~')
+}
+
 impl Visit for TextFields {
+    // Writing to a string fails only if the value's own formatting does; the line then has what came before.
+
     fn record_str(&mut self, field: &Field, value: &str) {
+        let mut out = self.value(field);
         if field.name() == "message" {
-            self.field(field, format_args!("{value}"));
+            let _ = out.write_str(value);
+        } else if value.bytes().all(|b| is_plain(b) && b != b'"' && b != b'\\') {
+            out.0.push('"');
+            out.0.push_str(value);
+            out.0.push('"');
         } else {
-            self.field(field, format_args!("{value:?}"));
+            let _ = write!(out, "{value:?}");
         }
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.field(field, format_args!("{:?}", value.to_string()));
+        let _ = write!(self.value(field), "{:?}", value.to_string());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.field(field, format_args!("{value:?}"));
+        let _ = write!(self.value(field), "{value:?}");
     }
 }
 

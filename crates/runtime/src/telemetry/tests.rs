@@ -116,6 +116,20 @@ fn a_peer_cannot_forge_a_line() {
 }
 
 #[test]
+fn what_is_not_plain_reads_as_debug_has_it() {
+    let odd = ["a\"b", "a\\b", "é", "\u{7f}", "\u{85}", "", "a b=c"];
+    for text in odd {
+        let expect = format!("T\tinfo\tx\tgot\tstr={text:?}").replace('\u{85}', "\\u{85}");
+        check(Format::Text, || tracing::info!(target: "x", str = text, "got"), &[&expect]);
+    }
+    check(
+        Format::Text,
+        || tracing::info!(target: "x", a = %"é\u{7f}\u{85}", "é"),
+        &["T\tinfo\tx\té\ta=é\\u{7f}\\u{85}"],
+    );
+}
+
+#[test]
 fn spans_stand_behind_the_target() {
     check(
         Format::Text,
