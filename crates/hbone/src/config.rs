@@ -28,8 +28,9 @@ impl Default for Windows {
             stream_max: 4 << 20,
             connection: 16 << 20,
             frame: 1 << 20,
-            // 200 streams whose peer grants credit and does not read hold 12.5 MiB.
-            send_buffer: 64 << 10,
+            // What a bulk transfer needs to keep both proxies busy: with a quarter of it, it is a fifth slower. 200
+            // streams whose peer grants credit and does not read hold 50 MiB.
+            send_buffer: 256 << 10,
         }
     }
 }

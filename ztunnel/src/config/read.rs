@@ -235,6 +235,7 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
             mark: Some(vars.parsed("PACKET_MARK", 1337)),
             keepalive,
             user_timeout: vars.bool("USER_TIMEOUT_ENABLED", false),
+            within_pod: false,
         },
         connect_timeout: Duration::from_secs(10),
         handshake_timeout: Duration::from_secs(10),

@@ -20,7 +20,7 @@ use super::pod::Shared;
 use crate::descriptors;
 use crate::inpod::netns::Netns;
 use crate::records::Failure;
-use crate::socket;
+use crate::socket::{self, TcpOptions};
 
 /// Whose connections may be shared. The pool itself belongs to one pod, so the source address is implied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +69,9 @@ impl aquifer_hbone::Connect<PoolKey> for Connector {
     async fn connect(&self, key: &PoolKey) -> Result<Self::Io, DialError> {
         // Whoever asked for the connection had it a moment ago.
         let configs = self.shared.certs.get(&key.source, Instant::now()).await?;
-        let tcp = dial(&self.shared, &self.netns, key.destination, None).await.map_err(|e| DialError::Tcp(e.error))?;
+        let tcp = dial(&self.shared, &self.netns, key.destination, None, &self.shared.config.tcp)
+            .await
+            .map_err(|e| DialError::Tcp(e.error))?;
         // An address: no SNI is sent, and names play no part in the verification of SPIFFE identities.
         let name = ServerName::IpAddress(key.destination.ip().into());
         let inspect = |state: &CommonState| configs.server_of(state);
@@ -97,11 +99,12 @@ pub async fn dial(
     netns: &Netns,
     destination: SocketAddr,
     source: Option<IpAddr>,
+    options: &TcpOptions,
 ) -> Result<TcpStream, DialFailed> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let made = netns.run(|| socket::upstream(destination, source, &shared.config.tcp)).flatten();
+        let made = netns.run(|| socket::upstream(destination, source, options)).flatten();
         let made = made.and_then(|(socket, unspoofed)| descriptors::opened(&socket).map(|()| (socket, unspoofed)));
         let (socket, unspoofed) = made.map_err(|error| DialFailed { error, reason: Reason::ConnectFailed })?;
         if let Some(error) = unspoofed {

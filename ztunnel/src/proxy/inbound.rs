@@ -16,6 +16,7 @@ use aquifer_core::service::Service;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{ConnectRequest, H2Stream, TcpTransport, Unfit};
+use aquifer_runtime::holding;
 use aquifer_tls::{PeerCertificate, TlsStream, stream as tls};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use rustls::CommonState;
@@ -68,7 +69,7 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream) {
     let cancel = pod.cancel.child();
     let _registered = certificate.clone().map(|certificate| pod.table.open_tunnel(certificate, cancel.clone()));
     let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, local, identity, certificate });
-    let each = |request| stream(tunnel.clone(), request);
+    let each = |request| holding(pod.crew.keep(), stream(tunnel.clone(), request));
     let shared = &pod.shared;
     let refused = |unfit: &Unfit| {
         let failure = Failure::new(unfit.reason(), unfit.to_string());
@@ -220,7 +221,8 @@ pub(super) async fn authorized_connect(
     pod.admit(guard).await?;
     let hop = target.hop(pod.shared.config.localhost_app_tunnel);
     let spoofed = if hop.as_client { pod.spoof_source(client.ip(), hop.address) } else { None };
-    let dialled = dial(&pod.shared, &pod.netns, hop.address, spoofed).await;
+    let options = pod.shared.config.tcp.within_pod();
+    let dialled = dial(&pod.shared, &pod.netns, hop.address, spoofed, &options).await;
     let failed = |reason, error: &std::io::Error| Failure::new(reason, format!("connection failed: {error}"));
     let mut stream = dialled.map_err(|e| failed(e.reason, &e.error))?;
     if hop.proxy_header {

@@ -13,7 +13,7 @@ use crate::dns::Dns;
 use crate::dns::server::Sockets;
 use crate::inpod::handover::{Handed, Kind};
 use crate::inpod::netns::Netns;
-use crate::socket;
+use crate::socket::{self, TcpOptions};
 
 /// One worker's listeners of a pod.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ fn spread(
 ) -> io::Result<Vec<Vec<TcpListener>>> {
     let mut sockets = Vec::with_capacity(sets);
     for listener in handed {
-        match socket::adopt(&listener, port, &config.tcp) {
+        match socket::adopt(&listener, port, &options(config, port)) {
             Ok(()) => sockets.push(listener),
             Err(error) => tracing::warn!(port, %error, "a socket that was handed over is of no use"),
         }
@@ -122,6 +122,11 @@ fn spread(
 }
 
 fn listen(config: &config::Proxy, port: u16) -> io::Result<TcpListener> {
-    socket::listen_wildcard(port, config.ipv6, &config.tcp, config.original_source, config.reuse_port)
+    socket::listen_wildcard(port, config.ipv6, &options(config, port), config.original_source, config.reuse_port)
         .map_err(|e| io::Error::new(e.kind(), format!("port {port}: {e}")))
+}
+
+fn options(config: &config::Proxy, port: u16) -> TcpOptions {
+    // Who comes here is the pod's own application; elsewhere anybody may.
+    if port == OUTBOUND_PORT { config.tcp.within_pod() } else { config.tcp }
 }

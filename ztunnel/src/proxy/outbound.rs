@@ -156,7 +156,7 @@ enum Upstream {
 async fn connect(pod: &Pod, guard: &Guard, route: &Route, src: SocketAddr) -> Result<Upstream, Failure> {
     match &route.tunnel {
         Tunnel::Passthrough => {
-            let stream = dial(&pod.shared, &pod.netns, route.next_hop, None).await;
+            let stream = dial(&pod.shared, &pod.netns, route.next_hop, None, &pod.shared.config.tcp).await;
             let stream = stream.map_err(|e| Failure::new(e.reason, format!("io error: {}", e.error)))?;
             Ok(Upstream::Plain(Box::new(TcpTransport::new(stream))))
         }

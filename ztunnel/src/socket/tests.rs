@@ -5,6 +5,7 @@ fn options() -> TcpOptions {
         mark: None,
         keepalive: Some(Keepalive { time: Duration::from_secs(180), interval: Duration::from_secs(170), retries: 9 }),
         user_timeout: false,
+        within_pod: true,
     }
 }
 
@@ -22,6 +23,7 @@ async fn accepted_sockets_inherit_what_the_listener_has() {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(170));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
     }
 }
 
