@@ -5,12 +5,15 @@
 //! an index are by value, never by arrival.
 
 mod index;
+mod located;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::{
     cmp::{Ordering, Reverse},
     collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
 };
@@ -18,20 +21,24 @@ use std::{
 use ipnet::IpNet;
 use rpds::HashTrieMapSync;
 
-use self::index::{Index, insert_sorted, remove_sorted};
+use self::{
+    index::{Index, insert_sorted, remove_sorted},
+    located::Locations,
+    table::{Entry, Table},
+};
 use crate::{
     address::{NamespacedHostname, NetworkAddress, NetworkCidr},
     identity::Identity,
     policy::{Policy, PolicyKey, Scope},
     service::Service,
-    workload::{NetworkMode, TunnelProtocol, Workload},
+    workload::{TunnelProtocol, Workload},
 };
 
 /// One snapshot of the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct MeshState {
-    workloads: HashTrieMapSync<Arc<str>, Arc<Workload>>,
-    workloads_by_address: Index<NetworkAddress, Workload>,
+    workloads: Table<Arc<Workload>>,
+    workloads_by_address: Locations,
     workloads_by_node: Index<Arc<str>, Workload>,
     endpoints: Index<NamespacedHostname, Workload>,
     services: HashTrieMapSync<NamespacedHostname, Arc<Service>>,
@@ -166,7 +173,7 @@ impl MeshState {
 
     /// All of them, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.workloads.iter()
     }
 
     /// Identities of the workloads on a node that take HBONE: those that need a certificate there.
@@ -282,32 +289,28 @@ impl MeshState {
     // Changes.
 
     fn insert_workload(&mut self, workload: Arc<Workload>) {
-        if self.workloads.get(&workload.uid).is_some_and(|held| *held == workload) {
+        if self.workloads.get(&*workload.uid).is_some_and(|held| *held == workload) {
             return;
         }
         self.remove_workload(&workload.uid.clone());
-        for address in addresses(&workload) {
-            self.workloads_by_address.insert(address, workload.clone(), by_preference);
-        }
+        self.workloads_by_address.insert(&workload, by_preference);
         if !workload.node.is_empty() {
             self.workloads_by_node.insert(workload.node.clone(), workload.clone(), by_name);
         }
         for service in workload.services.keys() {
             self.endpoints.insert(service.clone(), workload.clone(), by_uid);
         }
-        self.workloads.insert_mut(workload.uid.clone(), workload);
+        self.workloads.change(&*workload.uid.clone(), |_| Some(workload));
     }
 
     fn remove_workload(&mut self, uid: &str) {
         let Some(workload) = self.workloads.get(uid).cloned() else { return };
-        for address in addresses(&workload) {
-            self.workloads_by_address.remove(&address, &workload, by_preference);
-        }
+        self.workloads_by_address.remove(&workload, by_preference);
         self.workloads_by_node.remove(&workload.node, &workload, by_name);
         for service in workload.services.keys() {
             self.endpoints.remove(service, &workload, by_uid);
         }
-        self.workloads.remove_mut(uid);
+        self.workloads.change(uid, |_| None);
     }
 
     fn insert_service(&mut self, service: Arc<Service>) {
@@ -384,6 +387,16 @@ impl MeshState {
     }
 }
 
+impl Entry<str> for Arc<Workload> {
+    fn hash_key(&self, hasher: &mut impl Hasher) {
+        self.uid.hash(hasher);
+    }
+
+    fn has_key(&self, uid: &str) -> bool {
+        *self.uid == *uid
+    }
+}
+
 impl Family {
     fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -396,15 +409,6 @@ fn best<'a>(services: impl IntoIterator<Item = &'a Arc<Service>>, view: &View<'_
         let namespace = &*service.key.namespace;
         Reverse((namespace == view.namespace, service.canonical, Some(namespace) == view.preferred_namespace))
     })
-}
-
-/// The addresses that name this workload.
-fn addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> + '_ {
-    let addresses = match workload.network_mode {
-        NetworkMode::Standard => &workload.addresses[..],
-        NetworkMode::HostNetwork => &[],
-    };
-    addresses.iter().map(|ip| NetworkAddress { network: workload.network.clone(), address: ip.to_canonical() })
 }
 
 fn vips(service: &Service) -> impl Iterator<Item = NetworkCidr> + '_ {

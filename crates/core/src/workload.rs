@@ -59,7 +59,7 @@ pub struct Common {
     /// Policies that select this workload.
     pub authorization_policies: Vec<PolicyKey>,
     /// The services that it is an endpoint of, with its ports there.
-    pub services: BTreeMap<NamespacedHostname, PortList>,
+    pub services: ServicePorts,
 }
 
 impl Deref for Workload {
@@ -75,6 +75,10 @@ impl DerefMut for Workload {
         Arc::make_mut(&mut self.common)
     }
 }
+
+/// Services and a workload's ports there, by name. Nearly always it is one: a list of just so many.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct ServicePorts(Box<[(NamespacedHostname, PortList)]>);
 
 /// How a workload takes connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -155,6 +159,36 @@ impl Workload {
     /// Whether this is a pod, rather than an entry somebody wrote for it.
     pub fn is_pod(&self) -> bool {
         self.uid.contains("//Pod/")
+    }
+}
+
+impl ServicePorts {
+    /// The ports at this service, if it is an endpoint of it.
+    pub fn get(&self, service: &NamespacedHostname) -> Option<&PortList> {
+        let at = self.0.binary_search_by(|(key, _)| key.cmp(service)).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    /// Each service with its ports.
+    pub fn iter(&self) -> impl Iterator<Item = (&NamespacedHostname, &PortList)> {
+        self.0.iter().map(|(key, ports)| (key, ports))
+    }
+
+    /// The services.
+    pub fn keys(&self) -> impl Iterator<Item = &NamespacedHostname> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// The ports.
+    pub fn values(&self) -> impl Iterator<Item = &PortList> {
+        self.iter().map(|(_, ports)| ports)
+    }
+}
+
+impl FromIterator<(NamespacedHostname, PortList)> for ServicePorts {
+    /// Of two entries for one service the last one stays.
+    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, PortList)>>(entries: I) -> Self {
+        Self(BTreeMap::from_iter(entries).into_iter().collect())
     }
 }
 

@@ -89,7 +89,13 @@ impl<V> Clone for List<V> {
 pub(super) fn insert_sorted<V>(list: &mut Vec<Arc<V>>, value: Arc<V>, order: Order<V>) {
     match list.binary_search_by(|held| order(held, &value)) {
         Ok(at) => list[at] = value,
-        Err(at) => list.insert(at, value),
+        Err(at) => {
+            // Lists are long and many, and seldom grow: room for an eighth more, not for as many again.
+            if list.len() == list.capacity() {
+                list.reserve_exact(1 + list.len() / 8);
+            }
+            list.insert(at, value);
+        }
     }
 }
 

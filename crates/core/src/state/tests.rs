@@ -12,6 +12,7 @@ use crate::{
     },
     policy::Action,
     service::Visibility,
+    workload::NetworkMode,
 };
 
 fn entry(name: &str, addresses: &[&str]) -> Workload {
@@ -311,12 +312,12 @@ proptest! {
 impl MeshState {
     /// Whether every map is empty, not only what lookups show.
     fn is_bare(&self) -> bool {
-        self.workloads.is_empty()
+        self.workloads.iter().next().is_none()
             && self.services.is_empty()
             && self.policies.is_empty()
             && self.global_policies.is_empty()
             && self.vip_lengths.is_empty()
-            && [self.workloads_by_address.len(), self.workloads_by_node.len(), self.endpoints.len()] == [0; 3]
+            && [self.workloads_by_address.iter().count(), self.workloads_by_node.len(), self.endpoints.len()] == [0; 3]
             && [self.services_by_hostname.len(), self.services_by_vip.len(), self.policies_by_namespace.len()] == [0; 3]
     }
 }
