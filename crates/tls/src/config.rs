@@ -8,9 +8,10 @@ use crate::verify::{ClientVerifier, ServerVerifier};
 use aquifer_core::identity::Identity;
 use parking_lot::Mutex;
 use rustls::client::Resumption;
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, CommonState, ServerConfig};
+use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
 use std::collections::HashMap;
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -117,6 +118,18 @@ impl IdentityConfigs {
     /// The certificate of the server that a [`client_config`](Self::client_config) reached.
     pub fn server_of(&self, connection: &CommonState) -> Option<Arc<PeerCertificate>> {
         PeerCertificate::of(connection, &self.bundle.roots)
+    }
+
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.bundle.key.cert
+    }
+
+    pub(crate) fn root_store(&self) -> &Arc<RootCertStore> {
+        &self.bundle.roots
+    }
+
+    pub(crate) fn options(&self) -> &TlsOptions {
+        &self.options
     }
 
     /// Whose they are.
