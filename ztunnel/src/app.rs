@@ -113,6 +113,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
     // The data threads first, so that they have the numbers that their names say; control is the last.
     let runtimes = workers.runtimes().chain([tokio::runtime::Handle::current()]);
     aquifer_runtime::process::register_runtimes(&mut registry, runtimes);
+    workers.spread().register(&mut registry);
     judge_again(changes_rx, workers.clone(), &control_tasks);
     cut_the_revoked(&revocations, workers.clone(), &control_tasks);
     let pods = PodView::default();

@@ -33,4 +33,4 @@ pub mod tracker;
 pub use accept::accept_loop;
 pub use backoff::Backoff;
 pub use cancel::{Cancel, Drained, shutdown};
-pub use tracker::{Tracker, holding};
+pub use tracker::{OnItsWay, Tracker, holding};

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TrackedFuture;
+use tokio_util::task::task_tracker::{TaskTrackerToken, TrackedFuture};
 
 use crate::metrics::Registry;
 
@@ -67,6 +67,11 @@ impl Tracker {
         tokio::task::spawn_local(self.guarded(name, task))
     }
 
+    /// Counts as a task while it lives: for what is on its way to another thread, to become a task there.
+    pub fn on_its_way(&self) -> OnItsWay {
+        OnItsWay(self.tasks.token())
+    }
+
     /// Says that no more tasks are expected, so that [`Tracker::wait`] can end. Tasks can still be started.
     pub fn close(&self) {
         self.tasks.close();
@@ -97,6 +102,10 @@ impl Tracker {
         self.tasks.track_future(Guarded { task, name, panics: self.panics.clone() })
     }
 }
+
+/// What will be a task; [`Tracker::wait`] waits for it too.
+#[derive(Debug)]
+pub struct OnItsWay(#[allow(dead_code)] TaskTrackerToken);
 
 pin_project! {
     /// A task whose panic ends it and nothing else.

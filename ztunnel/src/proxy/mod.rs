@@ -8,7 +8,8 @@
 //!                                              conn_table: who is connected, judged again on each change
 //! ```
 //!
-//! Invariants: a connection lives and dies on the worker that accepted it; nothing on the byte path is shared between
+//! Invariants: a connection lives and dies on the worker that accepted it, or on the one that it was handed to before its
+//! first byte was read ([`spread`]); nothing on the byte path is shared between
 //! threads; an inbound connection is registered before it is authorized; sockets of a pod are made inside its
 //! namespace, by a plain function between two awaits.
 
@@ -20,6 +21,7 @@ pub mod listeners;
 pub mod outbound;
 pub mod passthrough;
 pub mod pod;
+pub mod spread;
 pub mod verdict;
 pub mod worker;
 

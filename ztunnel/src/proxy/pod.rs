@@ -27,6 +27,7 @@ use super::admit::admit;
 use super::conn_table::{ConnTable, Guard};
 use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
+use super::spread::{Crew, Moved, Place};
 use super::{inbound, outbound, passthrough};
 use crate::config;
 use crate::descriptors;
@@ -74,6 +75,18 @@ pub struct Shared {
     pub on_demand: Option<Arc<OnDemand>>,
 }
 
+/// The worker that a pod is served on.
+pub struct OnWorker<'a> {
+    /// Its view of the counters.
+    pub metrics: &'a Rc<WorkerMetrics>,
+    /// Its connections.
+    pub table: &'a ConnTable,
+    /// Its ways to the other workers.
+    pub crew: &'a Rc<Crew>,
+    /// Whether the others don't serve the pod.
+    pub alone: bool,
+}
+
 /// One pod on one worker.
 pub struct Pod {
     pub(super) shared: Arc<Shared>,
@@ -82,6 +95,9 @@ pub struct Pod {
     pub(super) netns: Netns,
     pub(super) metrics: Rc<WorkerMetrics>,
     pub(super) table: ConnTable,
+    pub(super) crew: Rc<Crew>,
+    /// No other worker serves it.
+    alone: bool,
     pub(super) cancel: Cancel,
     pub(super) pool: Pool<PoolKey, Connector>,
     /// What the peers of the pod may have under way, on all workers together.
@@ -140,7 +156,7 @@ impl Pod {
         shared: &Arc<Shared>,
         (uid, info, netns): (PodUid, WorkloadInfo, Netns),
         listeners: Listeners,
-        (metrics, table): (&Rc<WorkerMetrics>, &ConnTable),
+        OnWorker { metrics, table, crew, alone }: OnWorker<'_>,
         cancel: Cancel,
         budget: Budget,
     ) -> std::io::Result<Rc<Self>> {
@@ -154,6 +170,8 @@ impl Pod {
             netns,
             metrics: metrics.clone(),
             table: table.clone(),
+            crew: crew.clone(),
+            alone,
             cancel,
             pool,
             budget,
@@ -234,14 +252,40 @@ impl Pod {
         self.shared.tracker.spawn_local(name, async move {
             let _guard = guard;
             let each = |(stream, _peer): (TcpStream, _)| {
-                let connection = holding(pod.enter(), serve(pod.clone(), stream));
-                pod.shared.tracker.spawn_local("connection", connection);
+                let here = match pod.alone {
+                    true => Some((stream, pod.crew.keep())),
+                    false => pod.crew.place((&pod.uid, pod.netns.id()), kind, stream),
+                };
+                if let Some((stream, place)) = here {
+                    pod.spawn(place, serve(pod.clone(), stream));
+                }
             };
             let accept = || descriptors::accept(&listener);
             if let Err(error) = aquifer_runtime::accept_loop(name, accept, each, &pod.cancel).await {
                 tracing::error!(pod = %pod.info, listener = name, %error, "listener stopped");
             }
         });
+    }
+
+    /// Serves a connection that another worker has accepted.
+    pub fn take(self: &Rc<Self>, moved: Moved) {
+        let Moved { kind, stream, place, on_its_way: _on_its_way, .. } = moved;
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::debug!(pod = %self.info, %error, "connection lost before it was served"),
+        };
+        let pod = self.clone();
+        match kind {
+            Kind::Outbound => self.spawn(place, outbound::serve(pod, stream)),
+            Kind::Plaintext => self.spawn(place, passthrough::serve(pod, stream)),
+            Kind::Hbone => self.spawn(place, inbound::serve(pod, stream)),
+            // Served where they are accepted.
+            Kind::DnsUdp | Kind::DnsTcp => {}
+        }
+    }
+
+    fn spawn(&self, place: Place, connection: impl Future<Output = ()> + 'static) {
+        self.shared.tracker.spawn_local("connection", holding((self.enter(), place), connection));
     }
 
     fn enter(&self) -> ActiveGuard {

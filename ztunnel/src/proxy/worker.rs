@@ -15,7 +15,8 @@ use tokio::task::LocalSet;
 
 use super::conn_table::{ConnTable, Connections};
 use super::listeners::Listeners;
-use super::pod::{Pod, Shared};
+use super::pod::{OnWorker, Pod, Shared};
+use super::spread::{Crew, Moved, Spread};
 use crate::inpod::handover::{self, Handed, Holder, Predecessor};
 use crate::inpod::netns::{Netns, NetnsId};
 use crate::inpod::zds::{PodUid, WorkloadInfo};
@@ -41,6 +42,8 @@ struct Add {
     listeners: Listeners,
     cancel: Cancel,
     budget: Budget,
+    /// Whether all workers serve the pod.
+    shared: bool,
     done: oneshot::Sender<io::Result<()>>,
 }
 
@@ -54,6 +57,7 @@ struct Inner {
     /// One per thread, in order.
     runtimes: Vec<Handle>,
     senders: Vec<mpsc::UnboundedSender<Command>>,
+    spread: Spread,
     shared: Arc<Shared>,
     metrics: Arc<ProxyMetrics>,
     cancel: Cancel,
@@ -62,19 +66,29 @@ struct Inner {
 impl Workers {
     /// Starts `count` threads. `cancel` ends the connections of all pods.
     pub fn start(count: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, cancel: Cancel) -> io::Result<Self> {
-        let (mut senders, mut runtimes) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for index in 0..count {
+        let build = |_| tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let built = (0..count).map(build).collect::<io::Result<Vec<_>>>()?;
+        let runtimes: Vec<Handle> = built.iter().map(|runtime| runtime.handle().clone()).collect();
+        let (mates, moved): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (spread, mut senders) = (Spread::over(count), Vec::with_capacity(count));
+        for (index, (runtime, moved)) in built.into_iter().zip(moved).enumerate() {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (shared, metrics) = (shared.clone(), metrics.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtimes.push(runtime.handle().clone());
+            let clocks = runtimes.iter().map(Handle::metrics).collect();
+            let crew = Crew::new(index, spread.clone(), clocks, mates.clone(), shared.tracker.clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let _all_or_nothing = AbortOnPanic;
-                LocalSet::new().block_on(&runtime, Worker::new(shared, metrics).run(receiver));
+                LocalSet::new().block_on(&runtime, Worker::new(shared, metrics, crew).run(receiver, moved));
             })?;
             senders.push(sender);
         }
-        Ok(Self { inner: Arc::new(Inner { runtimes, senders, shared, metrics, cancel }) })
+        Ok(Self { inner: Arc::new(Inner { runtimes, senders, spread, shared, metrics, cancel }) })
+    }
+
+    /// What is open on each worker.
+    #[must_use]
+    pub fn spread(&self) -> &Spread {
+        &self.inner.spread
     }
 
     /// The runtimes of the threads, for metrics.
@@ -114,12 +128,14 @@ impl Workers {
     ) -> io::Result<()> {
         let (cancel, budget) = (self.inner.cancel.child(), Budget::new(self.inner.shared.config.pod_window));
         let mut begun = Vec::with_capacity(sets.len());
+        let shared = sets.len() == self.inner.senders.len();
         for (sender, listeners) in self.inner.senders.iter().zip(sets) {
             let (done, receiver) = oneshot::channel();
             let (uid, info, netns) = (uid.clone(), info.clone(), netns.clone());
             let (cancel, budget) = (cancel.clone(), budget.clone());
             // One that is gone drops the sender of the answer.
-            let _ = sender.send(Command::Add(Box::new(Add { uid, info, netns, listeners, cancel, budget, done })));
+            let _ =
+                sender.send(Command::Add(Box::new(Add { uid, info, netns, listeners, cancel, budget, shared, done })));
             begun.push(receiver);
         }
         let mut all = Ok(());
@@ -222,21 +238,23 @@ struct Worker {
     shared: Arc<Shared>,
     metrics: Rc<WorkerMetrics>,
     table: ConnTable,
+    crew: Rc<Crew>,
     pods: HashMap<PodUid, Rc<Pod>>,
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, metrics: Arc<ProxyMetrics>) -> Self {
+    fn new(shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, crew: Crew) -> Self {
         Self {
             shared,
             metrics: Rc::new(WorkerMetrics::new(metrics)),
             table: ConnTable::default(),
+            crew: Rc::new(crew),
             pods: HashMap::new(),
         }
     }
 
     /// Until the control thread's handle is dropped.
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, mut moved: mpsc::UnboundedReceiver<Moved>) {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -247,16 +265,27 @@ impl Worker {
                     None => return,
                 },
                 _ = flush.tick() => self.table.flush_traffic(),
+                Some(moved) = moved.recv() => self.take(moved),
             }
+        }
+    }
+
+    /// Serves a connection that another worker has accepted.
+    fn take(&self, moved: Moved) {
+        match self.pods.get(&moved.uid).filter(|pod| pod.is_in(moved.netns)) {
+            Some(pod) => pod.take(moved),
+            None => self.crew.give_back(moved),
         }
     }
 
     fn handle(&mut self, command: Command) {
         match command {
             Command::Add(add) => {
-                let Add { uid, info, netns, listeners, cancel, budget, done } = *add;
+                let Add { uid, info, netns, listeners, cancel, budget, shared, done } = *add;
                 let named = (uid.clone(), info, netns);
-                let started = Pod::start(&self.shared, named, listeners, (&self.metrics, &self.table), cancel, budget);
+                let Self { metrics, table, crew, .. } = self;
+                let worker = OnWorker { metrics, table, crew, alone: !shared };
+                let started = Pod::start(&self.shared, named, listeners, worker, cancel, budget);
                 let _ = done.send(started.map(|pod| drop(self.pods.insert(uid, pod))));
             }
             Command::HandOver { uid, netns, reply } => {
