@@ -1,10 +1,13 @@
 //! The client's side of delta discovery, without IO.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod held;
+
+use std::collections::BTreeSet;
 
 use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 use bytes::Bytes;
 
+pub use self::held::Held;
 use super::{Rejected, ResourceSink, ResourceUpdate};
 
 const WILDCARD: &str = "*";
@@ -44,7 +47,7 @@ pub struct Session {
 struct TypeState {
     watch: Watch,
     /// Name to version of what the sink has taken.
-    held: BTreeMap<String, String>,
+    held: Held,
     /// Names asked for singly that the server may have.
     demanded: BTreeSet<String>,
     /// Those not answered yet, and those answered since they were last asked about.
@@ -121,7 +124,7 @@ impl Session {
     }
 
     /// Name to version of what is held of a type.
-    pub fn held(&self, type_url: &str) -> Option<&BTreeMap<String, String>> {
+    pub fn held(&self, type_url: &str) -> Option<&Held> {
         self.types.iter().find(|s| s.watch.type_url == type_url).map(|s| &s.held)
     }
 }
@@ -130,7 +133,7 @@ impl TypeState {
     fn new(watch: Watch) -> Self {
         Self {
             watch,
-            held: BTreeMap::new(),
+            held: Held::default(),
             demanded: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             answered: Vec::new(),
@@ -151,14 +154,14 @@ impl TypeState {
             type_url: self.watch.type_url.clone(),
             resource_names_subscribe: subscribe,
             resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: self.held.clone(),
+            initial_resource_versions: self.held.iter().collect(),
             ..Default::default()
         }
     }
 
     fn apply(&mut self, resources: Vec<Resource>, removed: Vec<String>, sink: &mut dyn ResourceSink) -> Vec<Rejected> {
         let (mut updates, mut rejected) = (Vec::new(), Vec::new());
-        let mut versions = Vec::new();
+        let (mut changes, mut versions) = (Vec::new(), Vec::new());
         for resource in resources {
             self.answer(&resource.name);
             for alias in &resource.aliases {
@@ -187,18 +190,16 @@ impl TypeState {
             let refused = sink.apply(&self.watch.type_url, updates);
             let taken =
                 twice.into_iter().filter(|name| refused.iter().all(|r| r.name != *name) && !removed.contains(name));
-            self.held.extend(taken.map(|name| (name, String::new())));
+            changes.extend(taken.map(|name| (name, Some(String::new()))));
             rejected.extend(refused);
         }
         let refused: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         // A refused resource stays in `held` with the version that the sink still has: the server sends the new one
         // again after a reconnect, and says so if it is gone by then.
-        self.held.extend(versions.into_iter().filter(|(name, _)| !refused.contains(name.as_str())));
-        for name in &removed {
-            if !refused.contains(name.as_str()) {
-                self.held.remove(name);
-            }
-        }
+        let versions = versions.into_iter().map(|(name, version)| (name, Some(version)));
+        let removed = removed.into_iter().map(|name| (name, None));
+        changes.extend(versions.chain(removed).filter(|(name, _)| !refused.contains(name.as_str())));
+        self.held.change(changes);
         self.synced = true;
         rejected
     }

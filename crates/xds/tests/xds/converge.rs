@@ -235,14 +235,14 @@ impl World {
                 let got = self.sink.0.get(&(type_url.to_owned(), resource.name.to_string()));
                 if wildcard || self.must_have(resource) {
                     assert_eq!(got, Some(&resource.body.value), "{}", resource.name);
-                    let held = self.client.held(type_url).unwrap().get(&*resource.name);
-                    assert_eq!(held.map(String::as_str), Some(&*resource.version));
+                    let held = self.client.held(type_url).unwrap().get(&resource.name);
+                    assert_eq!(held.as_deref(), Some(&*resource.version));
                 }
             }
             // What was refused is not reported as held: after a reconnect it is offered again.
             for resource in set.iter().filter(|r| r.body.value[0] == BAD) {
-                let held = self.client.held(type_url).unwrap().get(&*resource.name);
-                assert_ne!(held.map(String::as_str), Some(&*resource.version));
+                let held = self.client.held(type_url).unwrap().get(&resource.name);
+                assert_ne!(held.as_deref(), Some(&*resource.version));
             }
             // And nothing that the server doesn't have, or no longer has so.
             for ((held_type, name), body) in &self.sink.0 {

@@ -48,8 +48,8 @@ fn node() -> Node {
     Node { id: "ztunnel~10.0.0.1~a.b~b.svc".to_owned(), ..Node::default() }
 }
 
-fn held(session: &Session) -> Vec<(&str, &str)> {
-    session.held(A).unwrap().iter().map(|(n, v)| (n.as_str(), v.as_str())).collect()
+fn held(session: &Session) -> Vec<(String, String)> {
+    session.held(A).unwrap().iter().collect()
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn good_resources_are_taken_and_bad_ones_named() {
     // One call a response, removals last.
     let calls: Vec<_> = sink.0.iter().map(|(_, names)| names.join(" ")).collect();
     assert_eq!(calls, ["+x", "+bad +y -x"]);
-    assert_eq!(held(&session), [("y", "1")]);
+    assert_eq!(held(&session), [("y".to_owned(), "1".to_owned())]);
 }
 
 #[test]
@@ -234,7 +234,7 @@ mod any_response {
                         }
                     }
                 }
-                let named: BTreeSet<String> = held(&session).iter().map(|(n, _)| (*n).to_owned()).collect();
+                let named: BTreeSet<String> = held(&session).into_iter().map(|(name, _)| name).collect();
                 prop_assert!(named.is_superset(&model), "{:?} held, {:?} taken", named, model);
                 prop_assert!(named.difference(&model).all(|name| refused.contains(name)), "{:?} held, {:?} taken", named, model);
                 session.reconnect();
