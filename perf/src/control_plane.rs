@@ -21,6 +21,7 @@ use aquifer_lab::{Component, Lab, PodInfo};
 
 pub(crate) use self::figures::{Found, section};
 
+use self::enforce::Before;
 use self::figures::{Memory, Time};
 use crate::bed::{self, NAMESPACE};
 use crate::manifests;
@@ -74,11 +75,14 @@ async fn all(lab: &Lab, found: &mut Found) -> Result<()> {
             }
             continue;
         }
+        let ends = Ends::find(lab).await?;
         let rounds = if count == few { ROUNDS } else { ROUNDS_AT_MANY };
-        let [refused, cut, lifted] = enforce::policy(lab, &Ends::find(lab).await?, rounds).await?;
+        let [refused, cut, served] = enforce::policy(lab, &ends, Before::Quiet, rounds).await?;
         found.tell(Time::new("policy to a new connection refused", count, refused));
         found.tell(Time::new("policy to an open connection cut", count, cut));
-        found.tell(Time::new("policy deleted to a new connection served", count, lifted));
+        found.tell(Time::new("policy deleted to a new connection served", count, served));
+        let [refused, ..] = enforce::policy(lab, &ends, Before::Change, rounds).await?;
+        found.tell(Time::new("policy right after another change to a new connection refused", count, refused));
     }
     Ok(())
 }

@@ -12,6 +12,12 @@ use crate::bed::NAMESPACE;
 /// Between two tries: a tenth of what is measured at most, and the client leaves the cores to others.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// How long a connection may take that falls between two states: the next one begins afresh.
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Longer than changes are held together.
+const QUIET: Duration = Duration::from_millis(300);
+
 const LABEL: &str = "istio.io/dataplane-mode";
 const POLICY: &str = "nobody";
 
@@ -24,7 +30,6 @@ pub(super) async fn label_to_hbone(lab: &Lab, ends: &Ends, rounds: u32) -> Resul
         let before = protected(lab).await?;
         let begin = Instant::now();
         lab.label_namespace(NAMESPACE, LABEL, Some("ambient")).await?;
-        // Where the agents have come to is between two states for a moment, in which a connection may break off.
         while {
             try_once(ends).await?;
             protected(lab).await?
@@ -61,15 +66,34 @@ async fn protected(lab: &Lab) -> Result<f64> {
 
 async fn try_once(ends: &Ends) -> Result<bool> {
     let server = ends.server;
-    inside(&ends.client, move || Ok(inside::try_open(server)?.is_some())).await
+    // While rules come and go, a connection may break off or fall silent.
+    inside(&ends.client, move || Ok(inside::try_open(server, BETWEEN).is_ok_and(|open| open.is_some()))).await
+}
+
+/// What was before a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Nothing for a while.
+    Quiet,
+    /// Another change, whose effect was just seen: a control plane may hold changes together that follow each other.
+    Change,
+}
+
+impl Before {
+    async fn pass(self) {
+        if self == Self::Quiet {
+            tokio::time::sleep(QUIET).await;
+        }
+    }
 }
 
 /// Milliseconds from the write of an AuthorizationPolicy until a new connection is refused, until an open one is cut,
 /// and from its deletion until a new one is served again.
-pub(super) async fn policy(lab: &Lab, ends: &Ends, rounds: u32) -> Result<[Vec<f64>; 3]> {
+pub(super) async fn policy(lab: &Lab, ends: &Ends, before: Before, rounds: u32) -> Result<[Vec<f64>; 3]> {
     let mut taken: [Vec<f64>; 3] = Default::default();
     for _ in 0..rounds {
         until(ends, true).await?;
+        before.pass().await;
         let server = ends.server;
         let open = inside(&ends.client, move || inside::open(server)).await?;
         let begin = Instant::now();
@@ -83,6 +107,7 @@ pub(super) async fn policy(lab: &Lab, ends: &Ends, rounds: u32) -> Result<[Vec<f
             Ok(millis(begin))
         };
         let (refused, cut) = tokio::try_join!(refused, cut)?;
+        before.pass().await;
         let begin = Instant::now();
         lab.delete("AuthorizationPolicy", NAMESPACE, POLICY).await?;
         until(ends, true).await?;
@@ -98,7 +123,7 @@ async fn until(ends: &Ends, served: bool) -> Result<()> {
     let server = ends.server;
     inside(&ends.client, move || {
         let begin = Instant::now();
-        while inside::try_open(server)?.is_some() != served {
+        while inside::try_open(server, LIMIT)?.is_some() != served {
             if begin.elapsed() > LIMIT {
                 bail!("connections are {} after {LIMIT:?}", if served { "still refused" } else { "still served" });
             }

@@ -164,7 +164,8 @@ pub(crate) fn section(found: &Found) -> Section {
         .text(
             "Times run from before the object is written until a client in a pod sees the effect: a connection of its \
              own that is refused, an open one on which nothing is sent that is closed, or one that goes through HBONE. \
-             Tries are 2 ms apart. \"label to HBONE\" is the namespace's label on pods that run.",
+             Tries are 2 ms apart. Nothing has changed for 300 ms before, unless it is said: changes that follow each other \
+             are held together. \"label to HBONE\" is the namespace's label on pods that run.",
         )
         .table(found.times())
         .chart(found.chart())

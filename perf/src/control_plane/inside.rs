@@ -31,17 +31,17 @@ pub(super) async fn inside<T: Send + 'static>(
 
 /// A connection on which a request was answered.
 pub(super) fn open(to: SocketAddr) -> Result<TcpStream> {
-    try_open(to)?.with_context(|| format!("{to} refused a connection that nothing forbids"))
+    try_open(to, LIMIT)?.with_context(|| format!("{to} refused a connection that nothing forbids"))
 }
 
-/// The same; nothing if it was refused: not accepted, or closed without an answer.
-pub(super) fn try_open(to: SocketAddr) -> Result<Option<TcpStream>> {
-    let mut stream = match TcpStream::connect_timeout(&to, LIMIT) {
+/// The same; nothing if it was refused: not accepted, or closed without an answer. Fails if that isn't known `within`.
+pub(super) fn try_open(to: SocketAddr, within: Duration) -> Result<Option<TcpStream>> {
+    let mut stream = match TcpStream::connect_timeout(&to, within) {
         Ok(stream) => stream,
         Err(error) if is_refusal(error.kind()) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("connecting to {to}")),
     };
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(within))?;
     match stream.write_all(REQUEST) {
         Ok(()) => {}
         Err(error) if is_refusal(error.kind()) => return Ok(None),
@@ -57,6 +57,7 @@ pub(super) fn try_open(to: SocketAddr) -> Result<Option<TcpStream>> {
             Err(error) => return Err(error).with_context(|| format!("waiting for the answer of {to}")),
         }
         if is_whole(&answer) {
+            stream.set_read_timeout(Some(LIMIT))?;
             return Ok(Some(stream));
         }
     }
@@ -118,9 +119,9 @@ mod tests {
 
     #[test]
     fn connections_that_are_closed_or_not_accepted_are_refused() {
-        assert!(try_open(server(drop)).unwrap().is_none());
+        assert!(try_open(server(drop), LIMIT).unwrap().is_none());
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(try_open(closed).unwrap().is_none());
+        assert!(try_open(closed, LIMIT).unwrap().is_none());
         assert!(open(closed).unwrap_err().to_string().contains("refused"));
     }
 }
