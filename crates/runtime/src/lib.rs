@@ -17,6 +17,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod aside;
 pub mod backoff;
 pub mod cancel;
 pub mod env;
@@ -31,6 +32,7 @@ pub mod telemetry;
 pub mod tracker;
 
 pub use accept::accept_loop;
+pub use aside::aside;
 pub use backoff::Backoff;
 pub use cancel::{Cancel, Drained, shutdown};
 pub use tracker::{OnItsWay, Tracker, holding};
