@@ -24,9 +24,10 @@ pub struct Met {
 pub fn meet(client: &IdentityConfigs, server: &IdentityConfigs, now: UnixTime) -> Result<Met, Error> {
     let trust_domain = server.identity().trust_domain.clone();
     let (theirs, ours) = (client.certificates(), server.certificates());
-    let ((client_leaf, client_rest), (server_leaf, server_rest)) = match (theirs.split_first(), ours.split_first()) {
-        (Some(client), Some(server)) => (client, server),
-        _ => return Err(Error::NoCertificatesPresented),
+    let (Some((client_leaf, client_rest)), Some((server_leaf, server_rest))) =
+        (theirs.split_first(), ours.split_first())
+    else {
+        return Err(Error::NoCertificatesPresented);
     };
     ClientVerifier::new(server.root_store().clone(), trust_domain, server.options())
         .map_err(|_| Error::InvalidCertificate(CertificateError::UnknownIssuer))?
