@@ -190,6 +190,7 @@ fn config(config: &Config) -> Value {
         "poolUnusedReleaseTimeout": duration(config.proxy.pool_idle),
         "enableEnhancedBaggage": config.proxy.response_baggage,
         "localhostAppTunnel": config.proxy.localhost_app_tunnel,
+        "sameNodeFastPath": config.proxy.same_node,
         "authzPolicyGrace": duration(config.proxy.unknown_policies.wait),
         "authzUnknownPolicy": if config.proxy.unknown_policies.skip { "skip" } else { "deny" },
         "preferedServiceNamespace": config.proxy.preferred_service_namespace.as_deref(),

@@ -196,6 +196,8 @@ pub struct Proxy {
     pub unknown_policies: grace::Settings,
     /// `LOCALHOST_APP_TUNNEL`: proxies that take PROXY headers are reached on loopback.
     pub localhost_app_tunnel: bool,
+    /// `SAME_NODE_FAST_PATH`: pods of this node are connected without a tunnel, where the control plane permits it.
+    pub same_node: bool,
 }
 
 /// Ports of our own (the pods' are fixed).

@@ -68,8 +68,8 @@ pub struct Record {
 /// What a connection has carried; also read while it runs.
 #[derive(Debug)]
 pub struct Traffic {
-    /// Counted by the copy.
-    pub counters: Counters,
+    /// Counted by the copy. Two ends within this process count as one.
+    pub counters: Rc<Counters>,
     counted: std::cell::Cell<(u64, u64)>,
     series: Rc<TcpSeries>,
 }
@@ -87,11 +87,16 @@ impl Traffic {
 impl Record {
     /// Opens the record and counts the connection.
     pub fn open(opening: Opening, metrics: &Rc<WorkerMetrics>) -> Self {
+        Self::open_counted(opening, metrics, Rc::default())
+    }
+
+    /// The same for an end that is counted by another one.
+    pub fn open_counted(opening: Opening, metrics: &Rc<WorkerMetrics>, counters: Rc<Counters>) -> Self {
         let series = metrics.series(&opening.parties);
         series.opened();
         let record = Self {
             _socket: metrics.shared().socket_open(opening.parties.reporter),
-            traffic: Rc::new(Traffic { counters: Counters::default(), counted: Default::default(), series }),
+            traffic: Rc::new(Traffic { counters, counted: Default::default(), series }),
             metrics: metrics.clone(),
             opening,
         };

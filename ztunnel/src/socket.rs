@@ -207,6 +207,16 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
 #[must_use]
 pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
+/// The addresses of the network namespace that this thread is in.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let all = nix::ifaddrs::getifaddrs()?.filter_map(|interface| interface.address);
+    let ips = all.filter_map(|address| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    Ok(ips.collect())
+}
+
 }
 
 /// The next close sends a reset instead of a FIN: what a client sees without a mesh when its target refuses.

@@ -250,6 +250,7 @@ fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
         authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
         unknown_policies: unknown_policies(vars),
         localhost_app_tunnel: vars.bool("LOCALHOST_APP_TUNNEL", true),
+        same_node: vars.bool("SAME_NODE_FAST_PATH", true),
     }
 }
 

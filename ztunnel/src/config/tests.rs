@@ -315,17 +315,18 @@ fn unknown_policies_tunnels_and_discovery_have_settings() {
     let config = read(&[]);
     let grace::Settings { wait, skip } = config.proxy.unknown_policies;
     assert_eq!((wait, skip), (Duration::from_secs(2), false));
-    assert!(config.proxy.localhost_app_tunnel && !config.xds.on_demand);
+    assert!(config.proxy.localhost_app_tunnel && config.proxy.same_node && !config.xds.on_demand);
     let config = read(&[
         ("AUTHZ_POLICY_GRACE", "500ms"),
         ("AUTHZ_UNKNOWN_POLICY", "skip"),
         ("LOCALHOST_APP_TUNNEL", "false"),
+        ("SAME_NODE_FAST_PATH", "false"),
         ("XDS_ON_DEMAND", "true"),
         ("ISTIO_META_DNS_CAPTURE", "false"),
     ]);
     let grace::Settings { wait, skip } = config.proxy.unknown_policies;
     assert_eq!((wait, skip), (Duration::from_millis(500), true));
-    assert!(!config.proxy.localhost_app_tunnel && config.xds.on_demand);
+    assert!(!config.proxy.localhost_app_tunnel && !config.proxy.same_node && config.xds.on_demand);
     for (vars, expected) in [
         (("AUTHZ_UNKNOWN_POLICY", "allow"), "neither deny nor skip"),
         // The DNS proxy is on by default.

@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::inpod::zds::PodUid;
+use crate::proxy::same_node::permitted;
 use crate::proxy::verdict;
 use crate::records::{Failure, Traffic};
 
@@ -46,6 +47,8 @@ struct Entry {
     admitted: bool,
     /// What the peer showed, where there is mTLS.
     certificate: Option<Arc<PeerCertificate>>,
+    /// The client, where nothing is on the wire in between: only as long as that is permitted for both.
+    neighbour: Option<Arc<Workload>>,
     cut: Rc<Cut>,
     traffic: Option<Rc<Traffic>>,
 }
@@ -137,6 +140,7 @@ impl ConnTable {
                 judged,
                 admitted: false,
                 certificate: None,
+                neighbour: None,
                 cut: cut.clone(),
                 traffic: None,
             },
@@ -188,6 +192,12 @@ impl ConnTable {
             };
             if let Some(current) = current {
                 judged.destination = current.clone();
+            }
+            if let Some(source) = &entry.neighbour
+                && !permitted(state.workload_by_uid(&source.uid), Some(&judged.destination))
+            {
+                cuts += usize::from(entry.cut.cut(no_longer_permitted()) && entry.admitted);
+                continue;
             }
             if !(policies_changed || workload_changed) {
                 continue;
@@ -244,6 +254,11 @@ impl ConnTable {
 /// Only what policies look at: a changed health or capacity cuts nobody.
 fn judges_differ(a: &Workload, b: &Workload) -> bool {
     a.authorization_policies != b.authorization_policies || a.namespace != b.namespace
+}
+
+fn no_longer_permitted() -> Failure {
+    let message = "connection closed: it must be seen on the wire now, where a NetworkPolicy may be enforced";
+    Failure::new(Reason::PolicyChanged, message)
 }
 
 fn revoked() -> Failure {
@@ -306,6 +321,21 @@ impl Guard {
         }
         // Bound first, asked second: lists that change in between come back as a cut.
         if revocations.is_revoked(&certificate) { Err(revoked()) } else { Ok(()) }
+    }
+
+    /// Marks a connection that nothing on the wire shows, from `source` on this node, and refuses it if that is not
+    /// permitted. From now on it is cut when it becomes so.
+    pub fn on_one_node(&self, source: Arc<Workload>, load: impl FnOnce() -> Arc<MeshState>) -> Result<(), Failure> {
+        let mut inner = self.table.inner.borrow_mut();
+        let Some(Entry { judged: Some(judged), neighbour, .. }) = inner.entries.get_mut(&self.id) else {
+            return Ok(());
+        };
+        let (client, server) = (source.uid.clone(), judged.destination.uid.clone());
+        *neighbour = Some(source);
+        // Marked first, asked second: what is published in between comes back as a cut.
+        let state = load();
+        let both = permitted(state.workload_by_uid(&client), state.workload_by_uid(&server));
+        if both { Ok(()) } else { Err(no_longer_permitted()) }
     }
 
     /// Has its traffic show in the metrics while it runs.

@@ -149,11 +149,7 @@ pub fn pool_failure(error: &PoolError<DialError>) -> Failure {
         },
         PoolError::ConnectTimeout(_) => (Reason::HboneTimeout, format!("connection timed out, {BLOCKED}")),
         PoolError::Handshake(e) => (Reason::H2Failed, format!("http2 handshake failed: {e}")),
-        PoolError::Stream(ConnectError::Status { status, .. }) => {
-            let denied = *status == http::StatusCode::UNAUTHORIZED;
-            let reason = if denied { Reason::PeerDenied } else { Reason::PeerRefused };
-            (reason, format!("http status: {status}"))
-        }
+        PoolError::Stream(ConnectError::Status { status, .. }) => return status_failure(*status),
         PoolError::Stream(ConnectError::InvalidRequest(e)) => (Reason::Internal, e.to_string()),
         PoolError::Stream(e @ (ConnectError::Timeout(_) | ConnectError::Http2(_))) => {
             (Reason::TunnelClosed, format!("http2 error: {e}"))
@@ -161,4 +157,11 @@ pub fn pool_failure(error: &PoolError<DialError>) -> Failure {
         PoolError::Closed => (Reason::Shutdown, "connection closed due to connection drain".to_owned()),
     };
     Failure::new(reason, message)
+}
+
+/// What a client is told whose CONNECT was answered so.
+pub(super) fn status_failure(status: http::StatusCode) -> Failure {
+    let denied = status == http::StatusCode::UNAUTHORIZED;
+    let reason = if denied { Reason::PeerDenied } else { Reason::PeerRefused };
+    Failure::new(reason, format!("http status: {status}"))
 }

@@ -15,7 +15,7 @@ use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
 use aquifer_core::state::MeshState;
 use aquifer_core::workload::Workload;
-use aquifer_hbone::{ConnectRequest, H2Stream, TcpTransport, Unfit};
+use aquifer_hbone::{ConnectRequest, Counters, H2Stream, TcpTransport, Unfit};
 use aquifer_runtime::holding;
 use aquifer_tls::{PeerCertificate, TlsStream, stream as tls};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -32,14 +32,29 @@ use crate::records::{self, Failure, Opening, Record};
 use crate::socket;
 
 /// One mTLS connection, whose streams all have one peer.
-struct Tunnel {
-    pod: Rc<Pod>,
+pub(super) struct Tunnel {
+    pub(super) pod: Rc<Pod>,
     /// The client, or the waypoint.
-    peer: SocketAddr,
+    pub(super) peer: SocketAddr,
     /// Our end: the pod's address.
-    local: SocketAddr,
-    identity: Identity,
-    certificate: Option<Arc<PeerCertificate>>,
+    pub(super) local: SocketAddr,
+    pub(super) identity: Identity,
+    pub(super) certificate: Option<Arc<PeerCertificate>>,
+}
+
+/// What a client wants.
+pub(super) struct Wanted {
+    pub(super) authority: Authority,
+    /// The service that it means, as it says.
+    pub(super) host: Option<String>,
+}
+
+/// A connection in the table, before it is judged.
+struct Registered {
+    guard: Guard,
+    record: Record,
+    workload: Arc<Workload>,
+    target: InboundRoute,
 }
 
 /// A connection after its handshake.
@@ -124,48 +139,18 @@ struct Open {
 
 /// All that comes before. `None`: it came to nothing, which is recorded.
 async fn open(tunnel: &Tunnel, request: ConnectRequest) -> Option<Open> {
-    let since = Instant::now();
-    let pod = &tunnel.pod;
-    let (state, workload, target, authority) = match tunnel.target(&request).await {
-        Ok(found) => found,
+    let wanted = wanted(&request).map_err(|failure| tunnel.refused(failure));
+    let registered = match wanted {
+        Ok(wanted) => tunnel.register(wanted, Rc::default()).await,
+        Err(failure) => Err(failure),
+    };
+    let Registered { guard, record, workload, target } = match registered {
+        Ok(registered) => registered,
         Err(failure) => {
-            let metrics = pod.metrics.shared();
-            records::refused(metrics, Reporter::Destination, tunnel.peer, tunnel.local, &failure);
             request.refuse(status(failure.reason));
             return None;
         }
     };
-    let forwarded_host = forwarded_host(request.headers());
-    let service = target.service.clone().or_else(|| guess_service(&state, &workload, forwarded_host, target.upstream));
-    let asked: Arc<str> = authority.to_string().into();
-    let opening = Opening {
-        src: tunnel.peer,
-        dst: tunnel.local,
-        hbone_target: Some(asked.clone()),
-        parties: Parties {
-            reporter: Reporter::Destination,
-            source: source_workload(&state, pod, tunnel.peer.ip(), Some(&tunnel.identity)),
-            source_identity: Some(tunnel.identity.clone()),
-            destination: Some(workload.clone()),
-            service,
-        },
-        since,
-    };
-    let view = View {
-        src: tunnel.peer,
-        original_dst: Some(Asked::Authority(asked)),
-        actual_dst: target.upstream,
-        protocol: "HBONE",
-    };
-    let judged = Connection {
-        destination: workload.clone(),
-        identity: Some(tunnel.identity.clone()),
-        source_ip: tunnel.peer.ip(),
-        destination_addr: target.upstream,
-    };
-    let guard = pod.table.open_inbound(&pod.uid, view, judged);
-    let record = Record::open(opening, &pod.metrics);
-    guard.count(record.traffic());
     match connect(tunnel, &guard, &workload, &target, request).await {
         Ok((stream, upstream)) => Some(Open { stream, upstream, guard, record }),
         Err(failure) => {
@@ -175,29 +160,29 @@ async fn open(tunnel: &Tunnel, request: ConnectRequest) -> Option<Open> {
     }
 }
 
+fn wanted(request: &ConnectRequest) -> Result<Wanted, Failure> {
+    let text = request.authority();
+    let authority =
+        text.parse().map_err(|e| Failure::new(Reason::InvalidAuthority, format!("invalid authority {text:?}: {e}")))?;
+    Ok(Wanted { authority, host: forwarded_host(request.headers()) })
+}
+
 async fn connect(
     tunnel: &Tunnel,
     guard: &Guard,
-    workload: &Workload,
+    workload: &Arc<Workload>,
     target: &InboundRoute,
     mut request: ConnectRequest,
 ) -> Result<(H2Stream, TcpTransport), Failure> {
     let pod = &tunnel.pod;
-    if let Err(failure) = pod.bind(guard, tunnel.certificate.as_ref(), Reporter::Destination) {
-        request.refuse(status(failure.reason));
-        return Err(failure);
-    }
-    let connected = tokio::select! {
-        biased; // The end first: nothing may begin after it.
-        failure = pod.must_end(guard) => Err(failure),
-        () = request.abandoned() => {
-            // Nobody waits for an answer, so none is given.
-            return Err(Failure::new(Reason::ClientGone, "the client gave up before it was answered"));
-        }
-        connected = authorized_connect(pod, guard, target, tunnel.peer, Some(&tunnel.identity)) => connected,
+    let gone = async {
+        request.abandoned().await;
+        given_up()
     };
-    let upstream = match connected {
-        Ok(stream) => TcpTransport::new(stream),
+    let upstream = match tunnel.dial(guard, target, gone).await {
+        Ok(upstream) => upstream,
+        // Nobody waits for an answer, so none is given.
+        Err(failure) if failure.reason == Reason::ClientGone => return Err(failure),
         Err(failure) => {
             request.refuse(status(failure.reason));
             return Err(failure);
@@ -207,6 +192,52 @@ async fn connect(
         .accept(response_headers(pod, workload))
         .map_err(|e| Failure::new(Reason::TunnelClosed, format!("http2 error: {e}")))?;
     Ok((stream, upstream))
+}
+
+/// Takes a connection of a pod on this worker up to where bytes can flow: what [`open`] does, with no request to answer.
+/// A refusal is recorded; its status is the answer. Given up, it is recorded too.
+pub(super) async fn join(
+    tunnel: &Tunnel,
+    wanted: Wanted,
+    source: &Arc<Workload>,
+    counters: Rc<Counters>,
+) -> Result<(TcpTransport, Guard, Record), StatusCode> {
+    let registered = tunnel.register(wanted, counters).await.map_err(|failure| status(failure.reason))?;
+    let Registered { guard, record, target, .. } = registered;
+    let awaited = Awaited(Some(record));
+    let connected = match guard.on_one_node(source.clone(), || tunnel.pod.shared.state.load()) {
+        Ok(()) => tunnel.dial(&guard, &target, std::future::pending()).await,
+        Err(failure) => Err(failure),
+    };
+    let record = awaited.answered();
+    match connected {
+        Ok(upstream) => Ok((upstream, guard, record)),
+        Err(failure) => {
+            record.finish(Err(&failure));
+            Err(status(failure.reason))
+        }
+    }
+}
+
+/// The record of a connection whose client waits, and may stop waiting.
+struct Awaited(Option<Record>);
+
+impl Awaited {
+    fn answered(mut self) -> Record {
+        self.0.take().expect("only dropping takes it, too")
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if let Some(record) = self.0.take() {
+            record.finish(Err(&given_up()));
+        }
+    }
+}
+
+fn given_up() -> Failure {
+    Failure::new(Reason::ClientGone, "the client gave up before it was answered")
 }
 
 /// The connection to the application, if policies allow it.
@@ -233,21 +264,77 @@ pub(super) async fn authorized_connect(
 }
 
 impl Tunnel {
-    async fn target(
+    /// Everything up to the table. A refusal is recorded.
+    async fn register(&self, wanted: Wanted, counters: Rc<Counters>) -> Result<Registered, Failure> {
+        let since = Instant::now();
+        let pod = &self.pod;
+        let Wanted { authority, host } = wanted;
+        let (state, workload, target) = self.target(&authority).await.map_err(|failure| self.refused(failure))?;
+        let service = target.service.clone().or_else(|| guess_service(&state, &workload, host, target.upstream));
+        let asked: Arc<str> = authority.to_string().into();
+        let opening = Opening {
+            src: self.peer,
+            dst: self.local,
+            hbone_target: Some(asked.clone()),
+            parties: Parties {
+                reporter: Reporter::Destination,
+                source: source_workload(&state, pod, self.peer.ip(), Some(&self.identity)),
+                source_identity: Some(self.identity.clone()),
+                destination: Some(workload.clone()),
+                service,
+            },
+            since,
+        };
+        let view = View {
+            src: self.peer,
+            original_dst: Some(Asked::Authority(asked)),
+            actual_dst: target.upstream,
+            protocol: "HBONE",
+        };
+        let judged = Connection {
+            destination: workload.clone(),
+            identity: Some(self.identity.clone()),
+            source_ip: self.peer.ip(),
+            destination_addr: target.upstream,
+        };
+        let guard = pod.table.open_inbound(&pod.uid, view, judged);
+        let record = Record::open_counted(opening, &pod.metrics, counters);
+        guard.count(record.traffic());
+        Ok(Registered { guard, record, workload, target })
+    }
+
+    /// Reaches the application, unless the connection must end before, or its client is `gone`.
+    async fn dial(
         &self,
-        request: &ConnectRequest,
-    ) -> Result<(Arc<MeshState>, Arc<Workload>, InboundRoute, Authority), Failure> {
-        let text = request.authority();
-        let authority: Authority = text
-            .parse()
-            .map_err(|e| Failure::new(Reason::InvalidAuthority, format!("invalid authority {text:?}: {e}")))?;
+        guard: &Guard,
+        target: &InboundRoute,
+        gone: impl Future<Output = Failure>,
+    ) -> Result<TcpTransport, Failure> {
+        let pod = &self.pod;
+        pod.bind(guard, self.certificate.as_ref(), Reporter::Destination)?;
+        tokio::select! {
+            biased; // The end first: nothing may begin after it.
+            failure = pod.must_end(guard) => Err(failure),
+            gone = gone => Err(gone),
+            connected = authorized_connect(pod, guard, target, self.peer, Some(&self.identity)) => {
+                connected.map(TcpTransport::new)
+            }
+        }
+    }
+
+    fn refused(&self, failure: Failure) -> Failure {
+        records::refused(self.pod.metrics.shared(), Reporter::Destination, self.peer, self.local, &failure);
+        failure
+    }
+
+    async fn target(&self, authority: &Authority) -> Result<(Arc<MeshState>, Arc<Workload>, InboundRoute), Failure> {
         let preferred = self.pod.shared.config.preferred_service_namespace.as_deref();
         let known = |key: &Key| self.pod.is_known(key);
         loop {
             let (state, workload) = self.pod.workload().await?;
-            match route_on_demand(&state, &workload, self.local, &authority, preferred, &known) {
-                Ok(target) => return Ok((state, workload, target, authority)),
-                Err(Unroutable::Reject(reason)) => return Err(Failure::new(reason, unroutable(reason, &authority))),
+            match route_on_demand(&state, &workload, self.local, authority, preferred, &known) {
+                Ok(target) => return Ok((state, workload, target)),
+                Err(Unroutable::Reject(reason)) => return Err(Failure::new(reason, unroutable(reason, authority))),
                 Err(Unroutable::Need(key)) => self.pod.learn(&key).await?,
             }
         }
@@ -305,7 +392,7 @@ fn forwarded_host(headers: &HeaderMap) -> Option<String> {
     headers.get("forwarded")?.to_str().ok()?.parse::<Forwarded>().ok()?.host
 }
 
-fn response_headers(pod: &Pod, workload: &Workload) -> HeaderMap {
+fn response_headers(pod: &Pod, workload: &Arc<Workload>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if pod.shared.config.response_baggage
         && let Ok(value) = HeaderValue::try_from(Baggage::of(workload).to_string())

@@ -21,6 +21,7 @@ pub mod listeners;
 pub mod outbound;
 pub mod passthrough;
 pub mod pod;
+pub mod same_node;
 pub mod spread;
 pub mod verdict;
 pub mod worker;

@@ -16,19 +16,20 @@ use tokio::time::Instant;
 use super::conn_table::{Asked, Guard, View};
 use super::connector::{PoolKey, dial, pool_failure};
 use super::pod::{Pod, left, refuse};
+use super::same_node::{self, Joined};
 use crate::metrics::{Parties, Reporter};
-use crate::records::{self, Failure, Opening, Record};
+use crate::records::{self, Failure, Opening, Record, Traffic};
 use crate::socket;
 
 /// Takes one connection of the pod from accept to record.
 pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
     // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened.
-    let Some(Open { mut client, mut upstream, guard, record }) = Box::pin(open(&pod, client)).await else { return };
-    let outcome = match &mut upstream {
-        Upstream::Tunnel(stream) => pod.copy(&guard, &mut client, &mut **stream, &record.traffic()).await,
-        Upstream::Plain(stream) => pod.copy(&guard, &mut client, &mut **stream, &record.traffic()).await,
+    let Some(Open { mut client, upstream, guard, record }) = Box::pin(open(&pod, client)).await else { return };
+    let outcome = match upstream {
+        Upstream::Tunnel(mut stream) => pod.copy(&guard, &mut client, &mut *stream, &record.traffic()).await,
+        Upstream::Plain(mut stream) => pod.copy(&guard, &mut client, &mut *stream, &record.traffic()).await,
+        Upstream::Neighbour(joined) => Box::pin(joined.copy(&pod, &guard, &mut client, &record.traffic())).await,
     };
-    drop(upstream);
     record.finish(outcome.as_ref().copied());
     // Closed last: who looks for the line once the client has seen the end finds it.
     drop(client);
@@ -71,13 +72,14 @@ async fn open(pod: &Pod, client: TcpStream) -> Option<Open> {
     };
     let guard = pod.table.open_outbound(&pod.uid, view);
     let record = Record::open(opening, &pod.metrics);
-    guard.count(record.traffic());
+    let traffic = record.traffic();
+    guard.count(traffic.clone());
 
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(&guard) => Err(failure),
         gone = left(&client) => Err(gone),
-        connected = connect(pod, &guard, &route, src) => connected,
+        connected = connect(pod, &guard, &route, (src, &traffic)) => connected,
     };
     let mut client = TcpTransport::new(client);
     match connected {
@@ -151,9 +153,19 @@ fn opening(src: SocketAddr, route: &Route, since: Instant) -> Opening {
 enum Upstream {
     Tunnel(Box<H2Stream>),
     Plain(Box<TcpTransport>),
+    Neighbour(Box<Joined>),
 }
 
-async fn connect(pod: &Pod, guard: &Guard, route: &Route, src: SocketAddr) -> Result<Upstream, Failure> {
+async fn connect(
+    pod: &Pod,
+    guard: &Guard,
+    route: &Route,
+    (src, traffic): (SocketAddr, &Traffic),
+) -> Result<Upstream, Failure> {
+    if let Some(neighbour) = same_node::neighbour(pod, route, src) {
+        let joined = neighbour.connect(pod, guard, route, (src, traffic)).await?;
+        return Ok(Upstream::Neighbour(Box::new(joined)));
+    }
     match &route.tunnel {
         Tunnel::Passthrough => {
             let stream = dial(&pod.shared, &pod.netns, route.next_hop, None, &pod.shared.config.tcp).await;

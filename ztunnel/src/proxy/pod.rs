@@ -29,6 +29,7 @@ use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
 use super::spread::{Crew, Moved, Place};
 use super::{inbound, outbound, passthrough};
+use super::same_node::Neighbours;
 use crate::config;
 use crate::descriptors;
 use crate::dns::lookup::Resolver;
@@ -41,7 +42,7 @@ use crate::inpod::zds::{PodUid, WorkloadInfo};
 use crate::metrics::{Reporter, WorkerMetrics};
 use crate::on_demand::OnDemand;
 use crate::records::{Failure, Traffic};
-use crate::socket::OriginalSource;
+use crate::socket::{self, OriginalSource};
 
 /// A pod that was just enrolled may be known to us before its workload is.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
@@ -85,6 +86,8 @@ pub struct OnWorker<'a> {
     pub crew: &'a Rc<Crew>,
     /// Whether the others don't serve the pod.
     pub alone: bool,
+    /// Its pods.
+    pub neighbours: &'a Neighbours,
 }
 
 /// One pod on one worker.
@@ -98,6 +101,7 @@ pub struct Pod {
     pub(super) crew: Rc<Crew>,
     /// No other worker serves it.
     alone: bool,
+    pub(super) neighbours: Neighbours,
     pub(super) cancel: Cancel,
     pub(super) pool: Pool<PoolKey, Connector>,
     /// What the peers of the pod may have under way, on all workers together.
@@ -106,6 +110,8 @@ pub struct Pod {
     redirected: bool,
     /// What is listened on, as long as it is.
     listening: RefCell<Vec<(Kind, Weak<dyn AsFd>)>>,
+    /// The namespace's addresses, as far as they were looked for.
+    addresses: RefCell<Vec<IpAddr>>,
     removed: Cell<bool>,
     /// The certificate of whom the agent says the pod is, while its workload isn't known.
     named: RefCell<Option<Wanted>>,
@@ -119,7 +125,7 @@ struct Active {
     none: Notify,
 }
 
-struct ActiveGuard(Rc<Active>);
+pub(super) struct ActiveGuard(Rc<Active>);
 
 /// A certificate that is kept as long as this lives.
 struct Wanted {
@@ -156,7 +162,7 @@ impl Pod {
         shared: &Arc<Shared>,
         (uid, info, netns): (PodUid, WorkloadInfo, Netns),
         listeners: Listeners,
-        OnWorker { metrics, table, crew, alone }: OnWorker<'_>,
+        OnWorker { metrics, table, crew, neighbours, alone }: OnWorker<'_>,
         cancel: Cancel,
         budget: Budget,
     ) -> std::io::Result<Rc<Self>> {
@@ -175,11 +181,13 @@ impl Pod {
             cancel,
             pool,
             budget,
+            neighbours: neighbours.clone(),
             redirected: !listeners.outbound.is_empty(),
             listening: RefCell::default(),
             removed: Cell::new(false),
             named: RefCell::default(),
             active: Rc::default(),
+            addresses: RefCell::default(),
         });
         let mut listeners = listeners.into_tokio()?;
         if let (Some(dns), Some(sockets)) = (&shared.dns, listeners.dns.take()) {
@@ -203,6 +211,7 @@ impl Pod {
 
     /// Copies of the sockets that are listened on now, for the process after us.
     pub fn hand_over(&self) -> Handed {
+        neighbours.add(&pod);
         let listening = self.listening.borrow();
         let copies = listening.iter().filter_map(|(kind, socket)| {
             let copy = socket.upgrade()?.as_fd().try_clone_to_owned();
@@ -224,6 +233,24 @@ impl Pod {
         self.removed.set(true);
         self.cancel.force();
         let gone = async {
+    /// Whether what the pod sends and receives comes to us: all pods' but our own.
+    pub(super) fn is_redirected(&self) -> bool {
+        self.redirected
+    }
+
+    /// Whether the namespace has this address. A pod keeps those that it has.
+    pub(super) fn has_address(&self, ip: IpAddr) -> bool {
+        if self.addresses.borrow().contains(&ip) {
+            return true;
+        }
+        let found = self.netns.run(socket::addresses).flatten();
+        let found = found.inspect_err(|error| tracing::warn!(pod = %self.info, %error, "cannot list its addresses"));
+        let Ok(found) = found else { return false };
+        let known = found.contains(&ip);
+        *self.addresses.borrow_mut() = found;
+        known
+    }
+
             while self.active.count.get() > 0 {
                 self.active.none.notified().await;
             }
@@ -288,7 +315,8 @@ impl Pod {
         self.shared.tracker.spawn_local("connection", holding((self.enter(), place), connection));
     }
 
-    fn enter(&self) -> ActiveGuard {
+    /// Counts a task of the pod, which is not gone before it.
+    pub(super) fn enter(&self) -> ActiveGuard {
         self.active.count.set(self.active.count.get() + 1);
         ActiveGuard(self.active.clone())
     }
@@ -389,7 +417,7 @@ impl Pod {
         admit(guard, || state.load(), published.clone(), wait, config.authz_info_logging).await
     }
 
-    fn find_in(&self, state: &MeshState) -> Option<Arc<Workload>> {
+    pub(super) fn find_in(&self, state: &MeshState) -> Option<Arc<Workload>> {
         let WorkloadInfo { name, namespace, service_account } = &self.info;
         state.local_workload(&self.shared.config.node, name, namespace, service_account).cloned()
     }

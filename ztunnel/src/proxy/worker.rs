@@ -16,6 +16,7 @@ use tokio::task::LocalSet;
 use super::conn_table::{ConnTable, Connections};
 use super::listeners::Listeners;
 use super::pod::{OnWorker, Pod, Shared};
+use super::same_node::Neighbours;
 use super::spread::{Crew, Moved, Spread};
 use crate::inpod::handover::{self, Handed, Holder, Predecessor};
 use crate::inpod::netns::{Netns, NetnsId};
@@ -239,6 +240,7 @@ struct Worker {
     metrics: Rc<WorkerMetrics>,
     table: ConnTable,
     crew: Rc<Crew>,
+    neighbours: Neighbours,
     pods: HashMap<PodUid, Rc<Pod>>,
 }
 
@@ -249,6 +251,7 @@ impl Worker {
             metrics: Rc::new(WorkerMetrics::new(metrics)),
             table: ConnTable::default(),
             crew: Rc::new(crew),
+            neighbours: Neighbours::default(),
             pods: HashMap::new(),
         }
     }
@@ -283,8 +286,8 @@ impl Worker {
             Command::Add(add) => {
                 let Add { uid, info, netns, listeners, cancel, budget, shared, done } = *add;
                 let named = (uid.clone(), info, netns);
-                let Self { metrics, table, crew, .. } = self;
-                let worker = OnWorker { metrics, table, crew, alone: !shared };
+                let Self { metrics, table, crew, neighbours, .. } = self;
+                let worker = OnWorker { metrics, table, crew, neighbours, alone: !shared };
                 let started = Pod::start(&self.shared, named, listeners, worker, cancel, budget);
                 let _ = done.send(started.map(|pod| drop(self.pods.insert(uid, pod))));
             }

@@ -265,6 +265,11 @@ impl Node {
         self.certs.current(&identity).unwrap().leaf().serial.parse().unwrap()
     }
 
+    /// Whether a pod of this node has its certificate.
+    pub(crate) fn is_certified(&self, name: &str) -> bool {
+        self.certs.current(&Identity::new("cluster.local", "shop", name)).is_some()
+    }
+
     /// What CRL_PATH holds on this node from now on. Returns how many connections that cut.
     pub(crate) async fn revoke(&self, lists: Vec<aquifer_tls::crl::List>) -> usize {
         self.certs.revocations().publish(lists);

@@ -73,7 +73,8 @@ fn a_connection_that_panics_takes_no_other_with_it_and_is_counted() {
         let named = (PodUid::new("1"), info, netns.clone());
         let budget = Budget::new(shared.config.pod_window);
         let crew = Rc::new(Crew::alone(tracker.clone()));
-        let worker = OnWorker { metrics: &metrics, table: &table, crew: &crew, alone: true };
+        let worker =
+            OnWorker { metrics: &metrics, table: &table, crew: &crew, neighbours: &Neighbours::default(), alone: true };
         let pod = Pod::start(&shared, named, listeners, worker, Cancel::new(), budget).unwrap();
         let listener =
             netns.run(|| socket::listen_wildcard(8080, false, &shared.config.tcp, OriginalSource::Off, false));
