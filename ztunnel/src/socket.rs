@@ -207,6 +207,8 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
 #[must_use]
 pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
 /// The addresses of the network namespace that this thread is in.
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
     let all = nix::ifaddrs::getifaddrs()?.filter_map(|interface| interface.address);
@@ -215,8 +217,6 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     });
     Ok(ips.collect())
-}
-
 }
 
 /// The next close sends a reset instead of a FIN: what a client sees without a mesh when its target refuses.

@@ -27,9 +27,9 @@ use super::admit::admit;
 use super::conn_table::{ConnTable, Guard};
 use super::connector::{Connector, PoolKey};
 use super::listeners::Listeners;
+use super::same_node::Neighbours;
 use super::spread::{Crew, Moved, Place};
 use super::{inbound, outbound, passthrough};
-use super::same_node::Neighbours;
 use crate::config;
 use crate::descriptors;
 use crate::dns::lookup::Resolver;
@@ -84,10 +84,10 @@ pub struct OnWorker<'a> {
     pub table: &'a ConnTable,
     /// Its ways to the other workers.
     pub crew: &'a Rc<Crew>,
-    /// Whether the others don't serve the pod.
-    pub alone: bool,
     /// Its pods.
     pub neighbours: &'a Neighbours,
+    /// Whether the others don't serve the pod.
+    pub alone: bool,
 }
 
 /// One pod on one worker.
@@ -99,19 +99,19 @@ pub struct Pod {
     pub(super) metrics: Rc<WorkerMetrics>,
     pub(super) table: ConnTable,
     pub(super) crew: Rc<Crew>,
+    pub(super) neighbours: Neighbours,
     /// No other worker serves it.
     alone: bool,
-    pub(super) neighbours: Neighbours,
     pub(super) cancel: Cancel,
     pub(super) pool: Pool<PoolKey, Connector>,
     /// What the peers of the pod may have under way, on all workers together.
     pub(super) budget: Budget,
     /// Whether the pod has redirection rules (all but our own).
     redirected: bool,
-    /// What is listened on, as long as it is.
-    listening: RefCell<Vec<(Kind, Weak<dyn AsFd>)>>,
     /// The namespace's addresses, as far as they were looked for.
     addresses: RefCell<Vec<IpAddr>>,
+    /// What is listened on, as long as it is.
+    listening: RefCell<Vec<(Kind, Weak<dyn AsFd>)>>,
     removed: Cell<bool>,
     /// The certificate of whom the agent says the pod is, while its workload isn't known.
     named: RefCell<Option<Wanted>>,
@@ -177,17 +177,17 @@ impl Pod {
             metrics: metrics.clone(),
             table: table.clone(),
             crew: crew.clone(),
+            neighbours: neighbours.clone(),
             alone,
             cancel,
             pool,
             budget,
-            neighbours: neighbours.clone(),
             redirected: !listeners.outbound.is_empty(),
+            addresses: RefCell::default(),
             listening: RefCell::default(),
             removed: Cell::new(false),
             named: RefCell::default(),
             active: Rc::default(),
-            addresses: RefCell::default(),
         });
         let mut listeners = listeners.into_tokio()?;
         if let (Some(dns), Some(sockets)) = (&shared.dns, listeners.dns.take()) {
@@ -206,12 +206,12 @@ impl Pod {
         for listener in listeners.hbone {
             pod.accept(Kind::Hbone, listener, inbound::serve);
         }
+        neighbours.add(&pod);
         Ok(pod)
     }
 
     /// Copies of the sockets that are listened on now, for the process after us.
     pub fn hand_over(&self) -> Handed {
-        neighbours.add(&pod);
         let listening = self.listening.borrow();
         let copies = listening.iter().filter_map(|(kind, socket)| {
             let copy = socket.upgrade()?.as_fd().try_clone_to_owned();
@@ -228,11 +228,6 @@ impl Pod {
         self.netns.id() == netns
     }
 
-    /// Cuts everything of the pod at once, and waits until it is gone.
-    pub async fn remove(&self) {
-        self.removed.set(true);
-        self.cancel.force();
-        let gone = async {
     /// Whether what the pod sends and receives comes to us: all pods' but our own.
     pub(super) fn is_redirected(&self) -> bool {
         self.redirected
@@ -251,6 +246,11 @@ impl Pod {
         known
     }
 
+    /// Cuts everything of the pod at once, and waits until it is gone.
+    pub async fn remove(&self) {
+        self.removed.set(true);
+        self.cancel.force();
+        let gone = async {
             while self.active.count.get() > 0 {
                 self.active.none.notified().await;
             }
