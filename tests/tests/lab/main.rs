@@ -13,6 +13,7 @@
 //! dns          names: who answers, and that applications see no difference
 //! hostile      peers that mean harm, at the pods, the CA and the wire
 //! stalls       readers that stop, and the others on their connection          bytes     long streams that are known
+//! same_node    two pods of one node, with and without a tunnel; NetworkPolicies
 //! xds          the control plane away, back, and wrong      mint      certificates of every kind
 //! ```
 //! Needs root. One lab per test, side by side.
@@ -33,6 +34,7 @@ mod mtls;
 mod restart;
 mod revocation;
 mod rotation;
+mod same_node;
 mod stalls;
 mod transfer;
 mod turning_on_strict;
