@@ -327,7 +327,7 @@ async fn either_pods_end_ends_what_is_open() {
             one.serve(one.server.v4, 8080);
             let mut open = one.greeted().await;
             tokio::time::timeout(BOUND, one.node.workers.remove(&PodUid::new(gone))).await.unwrap();
-            assert!(one.node.connections().await.get(&PodUid::new(gone)).is_none());
+            assert!(!one.node.connections().await.contains_key(&PodUid::new(gone)));
             assert_eq!(cut(&mut open).await, ErrorKind::ConnectionReset);
         })
         .await;
