@@ -365,16 +365,43 @@ impl TcpSeries {
 pub struct WorkerMetrics {
     shared: Arc<ProxyMetrics>,
     series: RefCell<HashMap<TcpLabels, Rc<TcpSeries>>>,
+    /// Those of the connections before, found without their labels.
+    recent: RefCell<HashMap<Between, (Parties, Rc<TcpSeries>)>>,
 }
 
 /// Label sets that a worker remembers at most; beyond, it forgets all and begins anew.
 const SERIES_KEPT: usize = 4096;
+/// The same for parties. They keep workloads alive that have changed since, so they are fewer.
+const RECENT_KEPT: usize = 512;
+
+/// Parties by where they are in memory, which nobody else takes as long as they are remembered. A workload that has
+/// changed is another one.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Between {
+    reporter: Reporter,
+    mtls: bool,
+    source: *const Workload,
+    destination: *const Workload,
+    service: *const Service,
+}
+
+impl Between {
+    fn of(parties: &Parties) -> Self {
+        Self {
+            reporter: parties.reporter,
+            mtls: parties.source_identity.is_some(),
+            source: parties.source.as_ref().map_or(std::ptr::null(), Arc::as_ptr),
+            destination: parties.destination.as_ref().map_or(std::ptr::null(), Arc::as_ptr),
+            service: parties.service.as_ref().map_or(std::ptr::null(), Arc::as_ptr),
+        }
+    }
+}
 
 impl WorkerMetrics {
     /// A view without memory yet.
     #[must_use]
     pub fn new(shared: Arc<ProxyMetrics>) -> Self {
-        Self { shared, series: RefCell::default() }
+        Self { shared, series: RefCell::default(), recent: RefCell::default() }
     }
 
     /// What all workers share.
@@ -386,7 +413,24 @@ impl WorkerMetrics {
     /// The handles for a connection between these.
     #[must_use]
     pub fn series(&self, parties: &Parties) -> Rc<TcpSeries> {
-        let labels = parties.labels("-");
+        let between = Between::of(parties);
+        let mut recent = self.recent.borrow_mut();
+        if let Some((known, series)) = recent.get(&between)
+            && known.source_identity == parties.source_identity
+        {
+            return series.clone();
+        }
+        let series = self.series_of(parties.labels("-"));
+        if recent.len() >= RECENT_KEPT {
+            recent.clear();
+        }
+        // With its own parties: a key that was there before points at what it held.
+        recent.remove(&between);
+        recent.insert(between, (parties.clone(), series.clone()));
+        series
+    }
+
+    fn series_of(&self, labels: TcpLabels) -> Rc<TcpSeries> {
         let mut series = self.series.borrow_mut();
         if let Some(known) = series.get(&labels) {
             return known.clone();

@@ -167,3 +167,45 @@ fn refusals_stand_by_reason_and_policy() {
     drop(socket);
     assert!(encode(&registry).contains(r#"istio_tcp_sockets_open{reporter="source"} 0"#));
 }
+
+#[test]
+fn what_has_changed_is_counted_by_its_new_labels() {
+    let worker = WorkerMetrics::new(Arc::default());
+    let workload = |name: &str| {
+        let wire = wire::Workload { uid: "w".into(), workload_name: name.into(), ..Default::default() };
+        Arc::new(testing::workload(wire))
+    };
+    let identity = |name: &str| Some(format!("spiffe://cluster.local/ns/n/sa/{name}").parse().unwrap());
+    let parties = |source: &Arc<Workload>, source_identity| Parties {
+        reporter: Reporter::Source,
+        source: Some(source.clone()),
+        source_identity,
+        destination: None,
+        service: None,
+    };
+    let (old, new) = (workload("old"), workload("new"));
+    let first = worker.series(&parties(&old, identity("a")));
+    assert!(Rc::ptr_eq(&first, &worker.series(&parties(&old, identity("a")))));
+    assert!(Rc::ptr_eq(&first, &worker.series(&parties(&workload("old"), identity("a")))), "alike is the same series");
+    for other in [parties(&new, identity("a")), parties(&old, identity("b")), parties(&old, None)] {
+        assert!(!Rc::ptr_eq(&first, &worker.series(&other)), "{other:?}");
+    }
+    assert!(Rc::ptr_eq(&first, &worker.series(&parties(&old, identity("a")))));
+    // Each of these lives for one connection only; their places in memory are used again and again.
+    for turn in 0..3 * RECENT_KEPT {
+        let name = format!("w{}", turn % 2);
+        let series = worker.series(&parties(&workload(&name), None));
+        series.opened();
+        assert!(worker.recent.borrow().len() <= RECENT_KEPT);
+    }
+    let names = worker
+        .series
+        .borrow()
+        .iter()
+        .map(|(labels, series)| (labels.source_workload.clone(), series.opened.get()))
+        .collect::<Vec<_>>();
+    for name in ["w0", "w1"] {
+        let counted = names.iter().find(|(label, _)| label.0.as_deref() == Some(name)).map(|(_, count)| *count);
+        assert_eq!(counted, Some(3 * RECENT_KEPT as u64 / 2), "{name}");
+    }
+}
