@@ -67,7 +67,6 @@ impl TcpOptions {
     }
 
     fn apply(&self, socket: &Socket) -> io::Result<()> {
-        socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         if self.within_pod {
             // A refusal costs speed only.
@@ -98,7 +97,7 @@ pub fn listen(
     original_source: OriginalSource,
     reuse_port: bool,
 ) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     options.apply(&socket)?;
     socket.set_reuse_address(true)?;
     if reuse_port {
@@ -125,6 +124,7 @@ pub fn adopt(listener: &std::net::TcpListener, port: u16, options: &TcpOptions) 
     if at != port || !socket.is_listener()? {
         return Err(io::Error::other(format!("not a listener on port {port}, but on {at}")));
     }
+    socket.set_nonblocking(true)?;
     options.apply(&socket)
 }
 
@@ -165,8 +165,7 @@ pub fn connected_udp(peer: SocketAddr, options: &TcpOptions) -> io::Result<std::
 }
 
 fn udp(addr: SocketAddr, options: &TcpOptions) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;
     }
@@ -182,7 +181,7 @@ pub fn upstream(
     source: Option<IpAddr>,
     options: &TcpOptions,
 ) -> io::Result<(TcpSocket, Option<io::Error>)> {
-    let socket = Socket::new(Domain::for_address(destination), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     options.apply(&socket)?;
     let unspoofed = match source {
         Some(ip) if ip.is_ipv4() == destination.is_ipv4() => spoof(&socket, ip).err(),
@@ -191,15 +190,14 @@ pub fn upstream(
     Ok((TcpSocket::from_std_stream(socket.into()), unspoofed))
 }
 
-/// Where the client wanted to go before the redirection rules brought it here; without them, our own address.
-pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
-    let local = canonical(stream.local_addr()?);
+/// Where the client at `peer` wanted to go before the redirection rules brought it here; without them, our own address.
+pub fn original_destination(stream: &TcpStream, peer: SocketAddr) -> io::Result<SocketAddr> {
     let socket = SockRef::from(stream);
-    let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
-    match original {
-        Ok(addr) => Ok(addr.as_socket().map_or(local, canonical)),
+    let original = if canonical(peer).is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    match original.ok().and_then(|addr| addr.as_socket()) {
+        Some(addr) => Ok(canonical(addr)),
         // No connection-tracking entry: nothing was redirected.
-        Err(_) => Ok(local),
+        None => stream.local_addr().map(canonical),
     }
 }
 
@@ -226,11 +224,8 @@ pub fn reset_on_close(stream: &TcpStream) {
 }
 
 fn spoof(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    // Also permits to bind to what is no address of ours, as IP_FREEBIND does.
     set_transparent(socket, source.is_ipv6())?;
-    match source {
-        IpAddr::V4(_) => socket.set_freebind_v4(true)?,
-        IpAddr::V6(_) => socket.set_freebind_v6(true)?,
-    }
     // Without it the port is taken for all destinations at bind time, and 28 000 connections of one client use up the
     // range: EADDRNOTAVAIL. With it the kernel chooses at connect, per 4-tuple (ip(7)); v6 sockets take it at SOL_IP.
     setsockopt(&socket.as_fd(), sockopt::IpBindAddressNoPort, &true)?;

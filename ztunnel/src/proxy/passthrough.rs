@@ -19,7 +19,7 @@ use crate::socket;
 pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
     let since = Instant::now();
     let Ok(src) = client.peer_addr().map(socket::canonical) else { return };
-    let asked = match socket::original_destination(&client) {
+    let asked = match socket::original_destination(&client, src) {
         Ok(asked) => asked,
         // The client is gone already: there is nobody to serve, and no destination to report.
         Err(error) => return tracing::debug!(%src, %error, "connection lost before it was served"),

@@ -41,7 +41,7 @@ async fn dual_stack_listeners_overlap_and_show_plain_v4() {
         let (accepted, peer) = accepted.unwrap();
         assert_eq!(canonical(peer), client.unwrap().local_addr().unwrap());
         // Nothing redirects here, so the destination is the address that the client dialled.
-        assert_eq!(original_destination(&accepted).unwrap(), addr);
+        assert_eq!(original_destination(&accepted, peer).unwrap(), addr);
     }
     // v4 only: the v6 wildcard isn't taken.
     let v4 = listen_wildcard(0, false, &options(), OriginalSource::Auto, false).unwrap();
