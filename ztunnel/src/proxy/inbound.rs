@@ -7,7 +7,7 @@ use std::sync::Arc;
 use aquifer_core::address::NetworkAddress;
 use aquifer_core::authz::Connection;
 use aquifer_core::demand::Key;
-use aquifer_core::hbone::{Authority, Baggage, Forwarded};
+use aquifer_core::hbone::{Authority, Forwarded};
 use aquifer_core::identity::Identity;
 use aquifer_core::inbound::{InboundRoute, Unroutable, route_on_demand};
 use aquifer_core::proxy_protocol;
@@ -18,7 +18,7 @@ use aquifer_core::workload::Workload;
 use aquifer_hbone::{ConnectRequest, Counters, H2Stream, TcpTransport, Unfit};
 use aquifer_runtime::holding;
 use aquifer_tls::{PeerCertificate, TlsStream, stream as tls};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use rustls::CommonState;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -395,9 +395,9 @@ fn forwarded_host(headers: &HeaderMap) -> Option<String> {
 fn response_headers(pod: &Pod, workload: &Arc<Workload>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if pod.shared.config.response_baggage
-        && let Ok(value) = HeaderValue::try_from(Baggage::of(workload).to_string())
+        && let Some(baggage) = pod.baggage(workload)
     {
-        headers.insert("baggage", value);
+        headers.insert("baggage", baggage);
     }
     headers
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use aquifer_core::demand::Key;
-use aquifer_core::hbone::{Baggage, Forwarded, Traceparent};
+use aquifer_core::hbone::{Forwarded, Traceparent};
 use aquifer_core::reason::Reason;
 use aquifer_core::resolve::{Need, OutboundConn, Reject, Resolution, Route, Tunnel, resolve_on_demand};
 use aquifer_hbone::{H2Stream, HboneRequest, TcpTransport, Transport};
@@ -47,7 +47,7 @@ struct Open {
 async fn open(pod: &Pod, client: TcpStream) -> Option<Open> {
     let since = Instant::now();
     let src = client.peer_addr().map(socket::canonical).ok()?;
-    let asked = match socket::original_destination(&client) {
+    let asked = match socket::original_destination(&client, src) {
         Ok(asked) => asked,
         // The client is gone already: there is nobody to serve, and no destination to report.
         Err(error) => {
@@ -181,7 +181,7 @@ async fn connect(
             expect.sort_unstable();
             let key =
                 PoolKey { source, generation: configs.generation, expect: expect.into(), destination: route.next_hop };
-            let request = HboneRequest { authority: authority.clone(), headers: headers(route, src) };
+            let request = HboneRequest { authority: authority.clone(), headers: headers(pod, route, src) };
             let (stream, _headers) = pod.pool.stream(&key, &request).await.map_err(|e| pool_failure(&e))?;
             if let Err(failure) = pod.bind(guard, stream.peer(), Reporter::Source) {
                 // Its connection is older than the list: the next stream shakes hands anew.
@@ -194,18 +194,20 @@ async fn connect(
 }
 
 /// For the peer's telemetry only; nobody may authorize by these.
-fn headers(route: &Route, src: SocketAddr) -> HeaderMap {
+fn headers(pod: &Pod, route: &Route, src: SocketAddr) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(3);
+    if let Some(baggage) = pod.baggage(&route.source) {
+        headers.insert("baggage", baggage);
+    }
     let host = route.service.as_ref().map(|s| s.hostname().to_string());
     let trace = Traceparent::random(&mut rand::rng());
-    let texts = [
-        ("baggage", Baggage::of(&route.source).to_string()),
-        ("forwarded", Forwarded { for_addr: Some(src), host }.to_string()),
-        ("traceparent", trace.to_string()),
-    ];
+    let texts =
+        [("forwarded", Forwarded { for_addr: Some(src), host }.to_string()), ("traceparent", trace.to_string())];
     for (name, text) in texts {
         // Names come from the control plane; one that can't be a header is left out rather than failing the connection.
-        if let Ok(value) = HeaderValue::try_from(text) {
+        if let Ok(mut value) = HeaderValue::try_from(text) {
+            // Never the same twice: in HPACK's table it would only push out what is (RFC 7541, 6.2.3).
+            value.set_sensitive(true);
             headers.insert(name, value);
         }
     }

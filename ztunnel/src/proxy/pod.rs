@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aquifer_core::address::NetworkAddress;
 use aquifer_core::demand::Key;
+use aquifer_core::hbone::Baggage;
 use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
 use aquifer_core::state::MeshState;
@@ -18,6 +19,7 @@ use aquifer_core::workload::Workload;
 use aquifer_hbone::{Budget, Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
 use aquifer_runtime::{Cancel, Tracker, holding};
 use aquifer_tls::{CertManager, IdentityConfigs, PeerCertificate};
+use http::HeaderValue;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -113,6 +115,8 @@ pub struct Pod {
     /// What is listened on, as long as it is.
     listening: RefCell<Vec<(Kind, Weak<dyn AsFd>)>>,
     removed: Cell<bool>,
+    /// The pod's description of itself, and of which state of its workload.
+    baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
     /// The certificate of whom the agent says the pod is, while its workload isn't known.
     named: RefCell<Option<Wanted>>,
     active: Rc<Active>,
@@ -186,6 +190,7 @@ impl Pod {
             addresses: RefCell::default(),
             listening: RefCell::default(),
             removed: Cell::new(false),
+            baggage: RefCell::default(),
             named: RefCell::default(),
             active: Rc::default(),
         });
@@ -415,6 +420,20 @@ impl Pod {
         let Shared { config, state, published, .. } = &*self.shared;
         let wait = config.unknown_policies.wait;
         admit(guard, || state.load(), published.clone(), wait, config.authz_info_logging).await
+    }
+
+    /// How the pod describes itself to peers, for their telemetry. Names come from the control plane; with one that can't
+    /// be a header there is none.
+    pub(super) fn baggage(&self, workload: &Arc<Workload>) -> Option<HeaderValue> {
+        let mut kept = self.baggage.borrow_mut();
+        match &*kept {
+            Some((of, value)) if Arc::ptr_eq(of, workload) => Some(value.clone()),
+            Some(_) | None => {
+                let value = HeaderValue::try_from(Baggage::of(workload).to_string()).ok()?;
+                *kept = Some((workload.clone(), value.clone()));
+                Some(value)
+            }
+        }
     }
 
     pub(super) fn find_in(&self, state: &MeshState) -> Option<Arc<Workload>> {
