@@ -14,9 +14,10 @@
 //! - With few streams each has the start window; with more they share an eighth of the connection's limit. The
 //!   i-th oldest stream was never alive with fewer than i, so all of them together stay below a fixed sum.
 //! - What the limit leaves above that sum is for growth: a stream that moves four windows within a second, with a
-//!   reader that keeps up, doubles the window of all.
-//! - What a peer may have under way is taken from the pod's budget. When half of that is gone, windows are a quarter;
-//!   when all is gone, a connection keeps what it has, at least the 65,535 bytes that HTTP/2 cannot go below.
+//!   reader that keeps up, or within 50 ms, doubles the window of all.
+//! - What a peer may have under way is taken from the pod's budget, and stays taken while the peer has it: HTTP/2 takes
+//!   no credit back. When half of the budget is gone, windows start at a quarter, and grow with use up to three quarters
+//!   of it; when all is gone, a connection keeps what it has, at least the 65,535 bytes that HTTP/2 cannot go below.
 
 use crate::config::Windows;
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ const STREAMS: u32 = 256;
 /// Windows that a stream must move within [`BULK_TIME`] for its window to grow.
 const BULK_WINDOWS: u64 = 4;
 const BULK_TIME: Duration = Duration::from_secs(1);
+/// A reader that moves as many within this keeps up, whatever it holds.
+const RUSH_TIME: Duration = Duration::from_millis(50);
 /// Between two steps of growth.
 const GROWTH_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two changes that could as well wait.
@@ -70,6 +73,11 @@ impl Budget {
 
     fn pressed(&self) -> bool {
         self.used() > self.0.limit / 2
+    }
+
+    /// Whether a window may grow by this much.
+    fn can_spare(&self, bytes: u64) -> bool {
+        self.used() + bytes <= self.0.limit / 4 * 3
     }
 
     /// Takes what is left, up to `wanted`.
@@ -182,13 +190,15 @@ impl Ledger {
             return;
         }
         let now = now();
-        let fast = now.duration_since(allowance.since) <= BULK_TIME;
+        let took = now.duration_since(allowance.since);
+        let fast = took <= BULK_TIME;
         (allowance.moved, allowance.since) = (0, now);
-        // A wider window would only fill up when it is the reader that limits.
-        let keeps_up = held() <= window as usize / 2;
+        // A wider window would only fill up when it is the reader that limits. One as quick as this doesn't: what it
+        // has not read yet is what waits for its turn on the processor.
+        let keeps_up = took <= RUSH_TIME || held() <= window as usize / 2;
         let wider = window.saturating_mul(2).min(self.windows.stream_max);
         let calm = now.duration_since(self.changed) >= GROWTH_INTERVAL;
-        if fast && keeps_up && calm && wider > window && !self.budget.pressed() && self.fits(wider) {
+        if fast && keeps_up && calm && wider > window && self.budget.can_spare(u64::from(wider)) && self.fits(wider) {
             self.grown = wider;
         }
     }

@@ -17,7 +17,7 @@ use aquifer_core::state::MeshState;
 use aquifer_core::store::Reader;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{Budget, Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
-use aquifer_runtime::{Cancel, Tracker, holding};
+use aquifer_runtime::{Cancel, Tracker, aside, holding};
 use aquifer_tls::{CertManager, IdentityConfigs, PeerCertificate};
 use http::HeaderValue;
 use tokio::io::Interest;
@@ -494,7 +494,7 @@ impl Pod {
     ) -> Result<(), Failure> {
         let ended = tokio::select! {
             biased; // The cut first: a busy connection must not outlive its permission.
-            failure = self.must_end(guard) => Err(failure),
+            failure = aside(self.must_end(guard)) => Err(failure),
             copied = copy_bidirectional(downstream, upstream, &traffic.counters) => {
                 return copied.map_err(|e| Failure::new(Reason::ConnectionReset, format!("io error: {e}")));
             }

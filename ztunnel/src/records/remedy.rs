@@ -20,7 +20,9 @@ pub(super) fn of(failure: &Failure) -> Option<&'static str> {
         }
         Reason::PolicyDenied => Some("change this DENY policy, or call as somebody whom it does not match"),
         Reason::PolicyNotAllowed => Some("add a rule for this client and port to one of these ALLOW policies"),
-        Reason::PolicyUnknown => Some("have the control plane send this policy, or set AUTHZ_UNKNOWN_POLICY=skip to ignore what it never sends"),
+        Reason::PolicyUnknown => Some(
+            "have the control plane send this policy, or set AUTHZ_UNKNOWN_POLICY=skip to ignore what it never sends",
+        ),
         Reason::PolicyChanged => {
             Some("if this was not meant: change the policy back, or call as somebody whom it allows")
         }

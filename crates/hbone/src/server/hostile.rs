@@ -458,7 +458,9 @@ async fn taken(stream: &mut H2Stream) -> usize {
 /// A client that never opens its windows, or opens them wide and does not read: we hold no more than the send buffers.
 #[tokio::test(start_paused = true)]
 async fn data_for_one_that_takes_none_is_not_held() {
-    for (what, window, most) in [("zero windows", 0_u32, 0), ("wide windows", (1 << 31) - 1, 64 << 10)] {
+    for (what, window, most) in
+        [("zero windows", 0_u32, 0), ("wide windows", (1 << 31) - 1, crate::Windows::default().send_buffer)]
+    {
         local(async {
             let mut neighbour = Neighbour::new().await;
             let mut s = server(ServerConfig::default());
