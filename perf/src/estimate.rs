@@ -6,16 +6,16 @@ use crate::work::{Kind, Work};
 use crate::{control_plane, pods};
 
 /// A lab with its pods, up and down again.
-const LAB: f64 = 3.5;
+const LAB: f64 = 0.8;
 /// The same with sidecars.
-const SIDECAR_LAB: f64 = 4.5;
+const SIDECAR_LAB: f64 = 1.0;
 /// What a run takes beside its own length.
-const AROUND: f64 = 0.4;
+const AROUND: f64 = 0.2;
 /// Memory by pods, of one mode.
-const PODS: f64 = 20.0;
-const QUICK_PODS: f64 = 10.0;
+const PODS: f64 = 3.0;
+const QUICK_PODS: f64 = 2.0;
 /// The control plane, of one mode.
-const CONTROL_PLANE: f64 = 40.0;
+const CONTROL_PLANE: f64 = 35.0;
 
 /// What will be done, in seconds.
 #[derive(Debug)]

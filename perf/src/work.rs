@@ -52,6 +52,9 @@ pub(crate) enum Busy {
     Connect { connections: u32 },
 }
 
+/// An Envoy has two descriptors for each connection, and no more than 20 000 where no process may have more.
+const SIDECAR_IDLE: u32 = 8000;
+
 /// All works, in the order of the report.
 pub(crate) const WORKS: &[Work] = &[
     target("memory", "memory, idle and after 512 connections", Kind::Memory { connections: 512 }),
@@ -135,7 +138,10 @@ impl Work {
             Kind::ConnectRsa { .. } => mode == Mode::SidecarTcp,
             // Of no mesh there is no memory.
             Kind::Memory { .. } => mode != Mode::None,
-            Kind::Idle { .. } => !matches!(mode, Mode::SidecarHttp),
+            Kind::Idle { connections } => match mode {
+                Mode::SidecarTcp => connections <= SIDECAR_IDLE,
+                _ => mode != Mode::SidecarHttp,
+            },
             // What a neighbour does with a mesh is compared with what it does without.
             Kind::Neighbour { .. } => mode.sidecars().is_none(),
             _ => true,
