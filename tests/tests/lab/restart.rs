@@ -86,6 +86,12 @@ async fn who_waits_in_the_old_queue_is_served() -> Result<()> {
     for end in ["-CONT", "-KILL"] {
         let old = lab.stats(Component::ztunnel("node1")).await?.pid.to_string();
         lab.kill(Component::ztunnel("node1"), Signal::SIGSTOP as i32).await?;
+        // A thread that still runs would take the first of them out of the queue.
+        let states = format!("sed 's/.*) //' /proc/{old}/task/*/stat | cut -c1 | sort -u");
+        eventually("every thread stands still", Duration::from_secs(2), async || {
+            Ok(lab.node_exec("node1", &["sh", "-c", &states]).await?.stdout.trim() == "T")
+        })
+        .await?;
         let mut waiting = Vec::new();
         for _ in 0..40 {
             waiting.push(open(&lab).await?);
