@@ -266,6 +266,8 @@ async fn refusals_are_the_same() {
         assert_eq!(refused(&one.client, one.at(8080)).await, ErrorKind::ConnectionReset);
         one.publish(&[policy("only-web", Action::Allow, &["cluster.local/ns/shop/sa/client"])]);
         drop(one.greeted().await);
+        // Gone, so that the next one to be seen is the next one.
+        one.counted().await;
         // One that doesn't come, and a client that doesn't wait for it.
         let mut server = permitted(&one.server, "server");
         server.authorization_policies = vec!["shop/late".into()];
