@@ -218,6 +218,11 @@ struct RefusedLabels {
     reporter: Reporter,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabels {
+    worker: usize,
+}
+
 /// Empty where no policy has a part in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PolicyLabel(Option<Arc<str>>);
@@ -238,6 +243,7 @@ pub struct ProxyMetrics {
     failed: Family<TcpLabels, Counter>,
     sockets: Family<ReporterLabels, Gauge>,
     refused: Family<RefusedLabels, Counter>,
+    carried: Family<WorkerLabels, Counter>,
     policy_cuts: Counter,
     crl_rejections: Family<ReporterLabels, Counter>,
     crl_untracked: Family<ReporterLabels, Counter>,
@@ -283,6 +289,11 @@ impl ProxyMetrics {
             "aquifer_connections_refused",
             "Connections that were refused, cut or failed, by reason and by the policy that decided",
             self.refused.clone(),
+        );
+        registry.register(
+            "aquifer_worker_bytes",
+            "Bytes that a worker's connections have carried, both directions",
+            self.carried.clone(),
         );
         registry.register(
             "aquifer_policy_cuts",
@@ -337,6 +348,8 @@ impl Drop for OpenSocket {
 /// The handles of one label set.
 #[derive(Debug)]
 pub struct TcpSeries {
+    /// Those of the worker, whatever the labels.
+    carried: Counter,
     opened: Counter,
     closed: Counter,
     received: Counter,
@@ -351,6 +364,7 @@ impl TcpSeries {
 
     /// Bytes since the last call: from the client, to the client.
     pub fn add_bytes(&self, from_client: u64, to_client: u64) {
+        self.carried.inc_by(from_client + to_client);
         if from_client > 0 {
             self.received.inc_by(from_client);
         }
@@ -364,6 +378,8 @@ impl TcpSeries {
 #[derive(Debug)]
 pub struct WorkerMetrics {
     shared: Arc<ProxyMetrics>,
+    /// All bytes of this worker's connections.
+    carried: Counter,
     series: RefCell<HashMap<TcpLabels, Rc<TcpSeries>>>,
     /// Those of the connections before, found without their labels.
     recent: RefCell<HashMap<Between, (Parties, Rc<TcpSeries>)>>,
@@ -398,10 +414,11 @@ impl Between {
 }
 
 impl WorkerMetrics {
-    /// A view without memory yet.
+    /// The view of the worker of this number, without memory yet.
     #[must_use]
-    pub fn new(shared: Arc<ProxyMetrics>) -> Self {
-        Self { shared, series: RefCell::default(), recent: RefCell::default() }
+    pub fn new(shared: Arc<ProxyMetrics>, worker: usize) -> Self {
+        let carried = shared.carried.get_or_create_owned(&WorkerLabels { worker });
+        Self { shared, carried, series: RefCell::default(), recent: RefCell::default() }
     }
 
     /// What all workers share.
@@ -439,6 +456,7 @@ impl WorkerMetrics {
             series.clear();
         }
         let new = Rc::new(TcpSeries {
+            carried: self.carried.clone(),
             opened: self.shared.opened.get_or_create_owned(&labels),
             closed: self.shared.closed.get_or_create_owned(&labels),
             received: self.shared.received.get_or_create_owned(&labels),

@@ -28,7 +28,7 @@ fn names_and_types_are_the_recorded_ones() {
     let metrics = ProxyMetrics::default();
     metrics.register(&mut registry);
     // A family without series isn't shown.
-    let worker = WorkerMetrics::new(Arc::new(metrics.clone()));
+    let worker = WorkerMetrics::new(Arc::new(metrics.clone()), 0);
     let parties =
         Parties { reporter: Reporter::Source, source: None, source_identity: None, destination: None, service: None };
     worker.closed(&worker.series(&parties), &parties, Some(Reason::PeerDenied));
@@ -93,7 +93,7 @@ fn recorded_series_come_out_as_they_were() {
         recorded.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
     };
     let metrics = Arc::new(ProxyMetrics::default());
-    let worker = WorkerMetrics::new(metrics.clone());
+    let worker = WorkerMetrics::new(metrics.clone(), 0);
     let value = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();
     let (opened, closed) = (series("istio_tcp_connections_opened_total"), series("istio_tcp_connections_closed_total"));
     for line in &opened {
@@ -128,7 +128,7 @@ fn recorded_series_come_out_as_they_were() {
 #[test]
 fn where_an_unknown_client_is_is_not_said() {
     let metrics = Arc::new(ProxyMetrics::default());
-    let worker = WorkerMetrics::new(metrics.clone());
+    let worker = WorkerMetrics::new(metrics.clone(), 0);
     let parties = Parties {
         reporter: Reporter::Destination,
         source: None,
@@ -170,7 +170,7 @@ fn refusals_stand_by_reason_and_policy() {
 
 #[test]
 fn what_has_changed_is_counted_by_its_new_labels() {
-    let worker = WorkerMetrics::new(Arc::default());
+    let worker = WorkerMetrics::new(Arc::default(), 0);
     let workload = |name: &str| {
         let wire = wire::Workload { uid: "w".into(), workload_name: name.into(), ..Default::default() };
         Arc::new(testing::workload(wire))

@@ -189,6 +189,12 @@ impl Crew {
         Self::new(0, Spread::over(1), vec![metrics], vec![mpsc::unbounded_channel().0], tracker)
     }
 
+    /// The number of this worker.
+    #[must_use]
+    pub fn own(&self) -> usize {
+        self.own
+    }
+
     /// Counts something that this worker serves.
     #[must_use]
     pub fn keep(&self) -> Place {

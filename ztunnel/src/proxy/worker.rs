@@ -248,7 +248,7 @@ impl Worker {
     fn new(shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, crew: Crew) -> Self {
         Self {
             shared,
-            metrics: Rc::new(WorkerMetrics::new(metrics)),
+            metrics: Rc::new(WorkerMetrics::new(metrics, crew.own())),
             table: ConnTable::default(),
             crew: Rc::new(crew),
             neighbours: Neighbours::default(),

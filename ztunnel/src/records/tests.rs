@@ -132,7 +132,7 @@ fn write(fields: &BTreeMap<String, String>, metrics: &Rc<WorkerMetrics>) {
 #[tokio::test(start_paused = true)]
 async fn text_lines_are_the_recorded_ones() {
     tokio::time::advance(Duration::from_secs(60)).await;
-    let metrics = Rc::new(WorkerMetrics::new(Arc::default()));
+    let metrics = Rc::new(WorkerMetrics::new(Arc::default(), 0));
     let recorded = recorded("access-log.txt");
     let lines: Vec<&str> = recorded.lines().filter(|line| line.contains("\taccess\t")).collect();
     assert!(lines.len() > 20);
@@ -153,7 +153,7 @@ async fn text_lines_are_the_recorded_ones() {
 #[tokio::test(start_paused = true)]
 async fn json_lines_are_the_recorded_ones() {
     tokio::time::advance(Duration::from_secs(60)).await;
-    let metrics = Rc::new(WorkerMetrics::new(Arc::default()));
+    let metrics = Rc::new(WorkerMetrics::new(Arc::default(), 0));
     for line in recorded("access-log-json.txt").lines() {
         let expect: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
         let text = |v: &serde_json::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
@@ -190,7 +190,7 @@ async fn a_refusal_names_reason_policy_and_remedy() {
 /// Plaintext that STRICT refuses: who called, from where, why not, and what mends it.
 #[tokio::test(start_paused = true)]
 async fn a_plaintext_refusal_names_the_calling_pod() {
-    let metrics = Rc::new(WorkerMetrics::new(Arc::default()));
+    let metrics = Rc::new(WorkerMetrics::new(Arc::default(), 0));
     let pod = |namespace: &str, name: &str, last| testing::workload(testing::pod(namespace, name, [10, 0, 0, last]));
     let record = Record::open(
         Opening {

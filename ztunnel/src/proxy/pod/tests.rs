@@ -68,7 +68,7 @@ fn a_connection_that_panics_takes_no_other_with_it_and_is_counted() {
         let shared = shared(&tracker);
         let listeners = Listeners::open(&netns, &shared.config, None, 1, Vec::new()).unwrap().remove(0);
         let info = WorkloadInfo { name: "web".into(), namespace: "shop".into(), service_account: "web".into() };
-        let metrics = Rc::new(WorkerMetrics::new(Arc::new(ProxyMetrics::default())));
+        let metrics = Rc::new(WorkerMetrics::new(Arc::new(ProxyMetrics::default()), 0));
         let table = ConnTable::default();
         let named = (PodUid::new("1"), info, netns.clone());
         let budget = Budget::new(shared.config.pod_window);
