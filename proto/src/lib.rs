@@ -1,7 +1,7 @@
 //! Wire types: what Aquifer and its peers say to each other, generated from `protos/`.
 //!
 //! ```text
-//!   protos/*.proto --(tests/generated.rs)--> src/gen/*.rs --> xds, workload, security, ca, zds
+//!   protos/*.proto --(tests/generated.rs)--> src/gen/*.rs --> xds, workload, security, ca, zds, aquifer
 //! ```
 //!
 //! Invariants:
@@ -46,6 +46,15 @@ generated!(
     zds,
     "istio.workload.zds"
 );
+generated!(
+    /// Our own resources (`aquifer.v1`).
+    aquifer,
+    "aquifer.v1"
+);
+
+/// Response header of a discovery stream: type URLs of ours that the server has, separated by commas. Real istiods send
+/// no such header, and may end a stream that asks for a type unknown to them; so nobody asks without it.
+pub const SERVED_TYPES: &str = "aquifer-types";
 
 /// The resource types of discovery.
 pub mod type_url {
@@ -55,4 +64,6 @@ pub mod type_url {
     pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
     /// A workload alone: [`crate::workload::Workload`].
     pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
+    /// Whom to trust: [`crate::aquifer::RootBundle`]. Only asked of a server that says it has it ([`crate::SERVED_TYPES`]).
+    pub const ROOT_BUNDLE: &str = "type.googleapis.com/aquifer.v1.RootBundle";
 }
