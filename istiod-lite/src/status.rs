@@ -45,7 +45,7 @@ pub fn update(
         conditions.push(PolicyCondition { last_transition_time: Some(since), ..condition.clone() });
     }
     conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-    let next = PolicyStatus { conditions, observed_generation: observed };
+    let next = PolicyStatus { conditions, observed_generation: observed, ..current.cloned().unwrap_or_default() };
     let mut before = current.cloned().unwrap_or_default();
     before.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
     (next != before).then_some(next)
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn conditions_of_others_are_kept() {
         let theirs = PolicyCondition { type_: "Audited".into(), status: "True".into(), ..Default::default() };
-        let current = PolicyStatus { conditions: vec![theirs.clone()], observed_generation: None };
+        let current = PolicyStatus { conditions: vec![theirs.clone()], ..PolicyStatus::default() };
         let next = update(Some(&current), None, &[accepted("True", "Accepted")], at(0)).unwrap();
         assert_eq!(next.conditions.len(), 2);
         assert_eq!(next.conditions[0], theirs);

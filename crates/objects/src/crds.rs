@@ -1,18 +1,49 @@
-//! The custom kinds that we define ourselves, with the fields of Istio's API.
+//! The custom kinds: Istio's, which we define ourselves with the fields of its API, and the Gateway API's.
 
 mod authorization_policy;
+pub mod destination_rule;
+pub mod gateway_api;
 mod peer_authentication;
-
-pub use authorization_policy::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition as WhenCondition, ExtensionProvider,
-    From as RuleFrom, Operation, Rule, Source, TargetRef, To as RuleTo,
-};
-pub use peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication, PeerAuthenticationSpec};
+pub mod request_authentication;
+mod schema;
+pub mod service_entry;
+pub mod telemetry;
+pub mod virtual_service;
+mod without_effect;
+pub mod workload_entry;
+pub mod workload_group;
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use self::authorization_policy::{
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, Condition as WhenCondition, ExtensionProvider,
+    From as RuleFrom, Operation, Rule, Source, TargetRef, To as RuleTo,
+};
+pub use self::destination_rule::{DestinationRule, DestinationRuleSpec};
+pub use self::gateway_api::{
+    GRPCRoute, GRPCRouteSpec, Gateway, GatewayClass, GatewayClassSpec, GatewaySpec, HTTPRoute, HTTPRouteSpec,
+    ReferenceGrant, ReferenceGrantSpec, TCPRoute, TCPRouteSpec, TLSRoute, TLSRouteSpec,
+};
+pub use self::peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication, PeerAuthenticationSpec};
+pub use self::request_authentication::{RequestAuthentication, RequestAuthenticationSpec};
+pub use self::service_entry::{ServiceEntry, ServiceEntrySpec};
+pub use self::telemetry::{Telemetry, TelemetrySpec};
+pub use self::virtual_service::{VirtualService, VirtualServiceSpec};
+pub use self::without_effect::{
+    EnvoyFilter, EnvoyFilterSpec, IstioGateway, IstioGatewaySpec, ProxyConfig, ProxyConfigSpec, Sidecar, SidecarSpec,
+    TrafficExtension, TrafficExtensionSpec, WasmPlugin, WasmPluginSpec,
+};
+pub use self::workload_entry::{WorkloadEntry, WorkloadEntrySpec};
+pub use self::workload_group::{WorkloadGroup, WorkloadGroupSpec};
+
+/// The status of Istio's policies is that of all its kinds.
+pub type PolicyStatus = IstioStatus;
+/// One condition of it.
+pub type PolicyCondition = Condition;
 
 /// Which pods of the namespace a policy is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -23,22 +54,41 @@ pub struct WorkloadSelector {
     pub match_labels: BTreeMap<String, String>,
 }
 
-/// What controllers report on a policy (`istio.meta.v1alpha1.IstioStatus`).
+/// What controllers report on an object of Istio's kinds (`istio.meta.v1alpha1.IstioStatus`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PolicyStatus {
+pub struct IstioStatus {
     /// The conditions, one a type.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<PolicyCondition>,
-    /// The generation that the conditions speak of.
+    pub conditions: Vec<Condition>,
+    /// The generation that the conditions speak of: a number, or the text of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<serde_json::Value>,
+    pub observed_generation: Option<Value>,
+    /// A ServiceEntry's allocated addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<ServiceAddress>,
+    /// What else is there, written by others.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub other: Map<String, Value>,
 }
 
-/// One condition (`istio.meta.v1alpha1.IstioCondition`).
+/// An address allocated to one host of a ServiceEntry (`istio.networking.v1alpha3.ServiceEntryAddress`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PolicyCondition {
+pub struct ServiceAddress {
+    /// The address.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// The host that it stands for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
+}
+
+/// One condition, of Istio's kinds (`istio.meta.v1alpha1.IstioCondition`) and of the Gateway API's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
     /// The condition's type.
     #[serde(rename = "type")]
     pub type_: String,
@@ -53,4 +103,10 @@ pub struct PolicyCondition {
     /// RFC 3339 time of the last change of `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<String>,
+    /// RFC 3339 time of the last look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_probe_time: Option<String>,
+    /// The generation that the condition speaks of: a number, or the text of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<Value>,
 }

@@ -154,7 +154,7 @@ pub(crate) fn key_of(value: &Value) -> Result<ObjectKey, (String, String)> {
         text("/kind").ok_or_else(|| ("kind".to_owned(), format!("is missing; known kinds: {}", known_kinds())))?;
     let api_version = text("/apiVersion").ok_or_else(|| ("apiVersion".to_owned(), "is missing".to_owned()))?;
     let kind = Kind::from_manifest(api_version, kind_name).ok_or_else(|| {
-        if Kind::ALL.iter().any(|kind| kind.as_str() == kind_name) {
+        if Kind::ALL.iter().any(|kind| kind.manifest_name() == kind_name) {
             (
                 "apiVersion".to_owned(),
                 format!("{kind_name} is not known in {api_version}; known kinds: {}", known_kinds()),
@@ -219,11 +219,28 @@ pub(crate) fn fill_in(value: &mut Value) {
             }
         }
     }
-    // Our own kinds need a spec to be typed; the API takes an absent one as empty.
-    if matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication)
-        && value.get("spec").is_none_or(Value::is_null)
-    {
-        value["spec"] = json!({});
+    if kind.optional() {
+        // As the API server prunes a null that no schema allows.
+        for part in ["spec", "status"] {
+            if let Some(part) = value.get_mut(part) {
+                remove_nulls(part);
+            }
+        }
+        // A spec is needed to be typed; the API takes an absent one as empty.
+        if value.get("spec").is_none_or(Value::is_null) {
+            value["spec"] = json!({});
+        }
+    }
+}
+
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        _ => {}
     }
 }
 

@@ -66,6 +66,6 @@ fn condition(type_: &str, status: bool, reason: &str, message: String) -> Policy
         status: if status { "True" } else { "False" }.to_owned(),
         reason: reason.to_owned(),
         message,
-        last_transition_time: None,
+        ..PolicyCondition::default()
     }
 }

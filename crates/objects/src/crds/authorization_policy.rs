@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PolicyStatus, WorkloadSelector};
+use super::{IstioStatus, WorkloadSelector};
 
 /// Who may call whom.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,7 +15,8 @@ use super::{PolicyStatus, WorkloadSelector};
     plural = "authorizationpolicies",
     shortname = "ap",
     namespaced,
-    status = "PolicyStatus",
+    status = "IstioStatus",
+    schema = "disabled",
     derive = "Default",
     derive = "PartialEq"
 )]

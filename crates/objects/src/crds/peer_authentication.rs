@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PolicyStatus, WorkloadSelector};
+use super::{IstioStatus, WorkloadSelector};
 
 /// Whether callers must use mutual TLS.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -17,7 +17,8 @@ use super::{PolicyStatus, WorkloadSelector};
     plural = "peerauthentications",
     shortname = "pa",
     namespaced,
-    status = "PolicyStatus",
+    status = "IstioStatus",
+    schema = "disabled",
     derive = "Default",
     derive = "PartialEq"
 )]

@@ -41,7 +41,7 @@ fn errors_name_file_line_and_field() {
         (format!("{policy}  action: PERMIT\n"), "x.yaml: line 6: spec.action: ", "unknown variant `PERMIT`"),
         (format!("---\n{policy}  rules: 3\n"), "x.yaml: line 7: spec.rules: ", "expected a sequence"),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: 80\n  - name: x\n    port: eighty\n".to_owned(), "x.yaml: line 8: spec.ports[1].port: ", "expected"),
-        ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n".to_owned(), "x.yaml: line 2: kind: ", "unknown kind \"ConfigMap\"; known kinds: Namespace (v1)"),
+        ("apiVersion: v1\nkind: Potato\nmetadata: {name: a}\n".to_owned(), "x.yaml: line 2: kind: ", "unknown kind \"Potato\"; known kinds: Namespace (v1)"),
         ("apiVersion: v2\nkind: Pod\nmetadata: {name: a}\n".to_owned(), "x.yaml: line 1: apiVersion: ", "Pod is not known in v2"),
         ("apiVersion: v1\nkind: Pod\nmetadata:\n  labels: {}\n".to_owned(), "x.yaml: line 3: metadata.name: ", "is missing"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\n".to_owned(), "x.yaml: line 3: metadata.name: ", "is not a name"),

@@ -1,0 +1,47 @@
+//! `networking.istio.io` WorkloadEntry.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::IstioStatus;
+
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "networking.istio.io",
+    version = "v1",
+    kind = "WorkloadEntry",
+    plural = "workloadentries",
+    shortname = "we",
+    namespaced,
+    status = "IstioStatus",
+    schema = "disabled",
+    derive = "Default",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.address) || has(self.network)", "message": "Address is required"}, {"rule": r#"(has(self.address) ? self.address : "").startsWith("unix://") ? !has(self.ports) : true"#, "message": "UDS may not include ports"}]))]
+pub struct WorkloadEntrySpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 256, "x-kubernetes-validations" = [{"rule": r#"self.startsWith("unix://") ? (self.substring(7, 8) == "/" || self.substring(7, 8) == "@") : true"#, "message": "UDS must be an absolute path or abstract socket"}, {"rule": r#"self.startsWith("unix://") ? !self.endsWith("/") : true"#, "message": "UDS may not be a dir"}]))]
+    pub address: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 256))]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 2048))]
+    pub locality: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 2048))]
+    pub network: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 128, "x-kubernetes-validations" = [{"rule": r#"self.all(key, size(key) < 63 && key.matches("^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$"))"#, "message": "port name must be valid"}], "additionalProperties" = {"maximum": 4294967295, "minimum": 0, "type": "integer", "x-kubernetes-validations": [{"message": "port must be between 1-65535", "rule": "0 < self && self <= 65535"}]}))]
+    pub ports: BTreeMap<String, u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 253))]
+    pub service_account: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
