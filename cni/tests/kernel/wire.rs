@@ -11,10 +11,11 @@ use crate::namespace::{fresh, sh};
 use aquifer_cni::netns::NetNs;
 use nix::unistd::{Uid, setfsuid};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub(crate) const PROXY: u32 = 0x539;
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -228,5 +229,13 @@ fn prepare(socket: &Socket, mark: u32, from: Option<SocketAddr>) {
         socket.set_ip_transparent_v6(true).unwrap();
         socket.set_freebind_v6(true).unwrap();
     }
-    socket.bind(&from.into()).unwrap();
+    // A child that another test is just starting holds a copy of every descriptor until it becomes its program: the
+    // port that was ours a moment ago is free as soon as that is over.
+    let begun = Instant::now();
+    loop {
+        match socket.bind(&from.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => thread::yield_now(),
+            bound => break bound.unwrap(),
+        }
+    }
 }
