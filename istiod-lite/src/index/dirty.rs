@@ -63,7 +63,7 @@ impl Index {
                 let old = entry.network_policies.insert(name.name.clone(), policy.clone());
                 self.network_policy_changed(&name, [old, Some(policy)]);
             }
-            Object::ServiceAccount(_) | Object::Deployment(_) => {}
+            _ => {}
         }
     }
 
@@ -100,7 +100,7 @@ impl Index {
                 let old = self.objects.namespace_mut(&name.namespace).network_policies.remove(&name.name);
                 self.network_policy_changed(&name, [old, None]);
             }
-            Kind::ServiceAccount | Kind::Deployment => {}
+            _ => {}
         }
         self.objects.tidy(&key.namespace);
     }
