@@ -50,19 +50,53 @@ pub fn pick<'a>(
 ) -> Option<Endpoint<'a>> {
     // Most services name a port number, which every endpoint has: only named ports are looked up one by one.
     let numbered = service.ports.port(service_port).is_some_and(|port| port.target_port.is_some());
-    let candidates = || {
-        state.endpoints(&service.key).iter().filter_map(|workload| {
-            let usable = (reach == Reach::Everywhere || workload.network == source.network)
-                && (workload.status == HealthStatus::Healthy
-                    || service.load_balancing.health_policy == HealthPolicy::AllowAll)
-                && reachable(service, workload, source)
-                && (numbered || target_port(service, workload, service_port, purpose).is_some());
-            if !usable {
-                return None;
-            }
-            Some((rank(&service.load_balancing, source, workload)?, workload))
-        })
+    let ranked = |workload: &Workload| {
+        let usable = (reach == Reach::Everywhere || workload.network == source.network)
+            && (workload.status == HealthStatus::Healthy
+                || service.load_balancing.health_policy == HealthPolicy::AllowAll)
+            && reachable(service, workload, source)
+            && (numbered || target_port(service, workload, service_port, purpose).is_some());
+        if usable { rank(&service.load_balancing, source, workload) } else { None }
     };
+    let endpoints = state.endpoints(&service.key);
+    let drawn = match endpoints.len() < MANY {
+        true => None,
+        false => draw(endpoints, best_rank(&service.load_balancing), state.most_capacity(), ranked, rng),
+    };
+    let workload = drawn.or_else(|| choose(endpoints, ranked, rng))?;
+    Some(Endpoint { workload, port: target_port(service, workload, service_port, purpose)? })
+}
+
+/// From so many endpoints on it is worth drawing some before looking at all.
+const MANY: usize = 32;
+/// How many are drawn.
+const DRAWS: usize = 8;
+
+/// Draws endpoints until one is as near as can be, and takes it with the odds of its capacity: as good a choice as
+/// [`choose`] makes, for the price of few endpoints. None: nothing came of it, which says nothing of the endpoints.
+fn draw<'a>(
+    endpoints: &'a [Arc<Workload>],
+    best: usize,
+    most: u32,
+    ranked: impl Fn(&Workload) -> Option<usize>,
+    rng: &mut impl Rng,
+) -> Option<&'a Arc<Workload>> {
+    (0..DRAWS).find_map(|_| {
+        let workload = &endpoints[rng.random_range(0..endpoints.len())];
+        let taken = ranked(workload) == Some(best)
+            && workload.capacity > 0
+            && (workload.capacity == most || rng.random_range(0..most) < workload.capacity);
+        taken.then_some(workload)
+    })
+}
+
+/// Looks at all endpoints: one of the nearest, at random by capacity.
+fn choose<'a>(
+    endpoints: &'a [Arc<Workload>],
+    ranked: impl Fn(&Workload) -> Option<usize>,
+    rng: &mut impl Rng,
+) -> Option<&'a Arc<Workload>> {
+    let candidates = || endpoints.iter().filter_map(|workload| Some((ranked(workload)?, workload)));
     // Twice over the list rather than once into a new one: this runs for every connection.
     let mut best = 0;
     let mut total = 0u64;
@@ -78,15 +112,14 @@ pub fn pick<'a>(
         return None;
     }
     let mut at = rng.random_range(0..total);
-    let workload = candidates().filter(|(rank, _)| *rank == best).find_map(|(_, workload)| {
+    candidates().filter(|(rank, _)| *rank == best).find_map(|(_, workload)| {
         let capacity = u64::from(workload.capacity);
         if at < capacity {
             return Some(workload);
         }
         at -= capacity;
         None
-    })?;
-    Some(Endpoint { workload, port: target_port(service, workload, service_port, purpose)? })
+    })
 }
 
 /// The endpoint's port behind a service's port: its own list first (named ports differ from pod to pod), else the
@@ -122,6 +155,17 @@ fn rank(load_balancing: &LoadBalancing, source: &Workload, workload: &Workload) 
             }
             _ => leading(preferences),
         }),
+    }
+}
+
+/// The rank of an endpoint that shares all that counts.
+fn best_rank(load_balancing: &LoadBalancing) -> usize {
+    match load_balancing.mode {
+        Mode::Unspecified | Mode::Passthrough | Mode::Strict => 0,
+        Mode::Failover => match &load_balancing.routing_preference[..] {
+            [Scope::Network, rest @ ..] => rest.len() + 1 + rest.len(),
+            all => all.len(),
+        },
     }
 }
 

@@ -41,6 +41,8 @@ pub struct MeshState {
     workloads_by_address: Locations,
     workloads_by_node: Index<Arc<str>, Workload>,
     endpoints: Index<NamespacedHostname, Workload>,
+    /// The largest capacity that a workload has, or has had.
+    most_capacity: u32,
     services: HashTrieMapSync<NamespacedHostname, Arc<Service>>,
     services_by_hostname: Index<Arc<str>, Service>,
     services_by_vip: Index<NetworkCidr, Service>,
@@ -171,6 +173,11 @@ impl MeshState {
         self.endpoints.get(service)
     }
 
+    /// No workload's capacity is larger.
+    pub fn most_capacity(&self) -> u32 {
+        self.most_capacity
+    }
+
     /// All of them, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.iter()
@@ -293,6 +300,7 @@ impl MeshState {
             return;
         }
         self.remove_workload(&workload.uid.clone());
+        self.most_capacity = self.most_capacity.max(workload.capacity);
         self.workloads_by_address.insert(&workload, by_preference);
         if !workload.node.is_empty() {
             self.workloads_by_node.insert(workload.node.clone(), workload.clone(), by_name);

@@ -191,6 +191,36 @@ fn the_pick_is_random_by_capacity() {
     }
 }
 
+/// Of many endpoints some are drawn before all are looked at; that changes nothing in the odds.
+#[test]
+fn the_pick_among_many_is_random_by_capacity_too() {
+    let near = "net/Kubernetes/eu/eu-1/rack/n1";
+    let endpoints = (0..4 * MANY).map(|n| {
+        // Three quarters aren't near, a few of the others are sick, and capacities differ.
+        let place = if n % 4 == 0 { near } else { "net/Kubernetes/us/x/y/n2" };
+        endpoint(&format!("e{n}"), place).with(|w| {
+            w.uid = format!("{n:03}").into();
+            w.capacity = [1, 3, 0, 6][n / 4 % 4];
+            w.status = if n % 32 == 28 { HealthStatus::Unhealthy } else { HealthStatus::Healthy };
+        })
+    });
+    let state = mesh(endpoints, []);
+    let mut rng = StdRng::seed_from_u64(7);
+    for preference in [&[Scope::Region, Scope::Zone][..], &[Scope::Network, Scope::Region]] {
+        let service = balanced(Mode::Failover, preference);
+        let mut by_capacity = BTreeMap::new();
+        for _ in 0..20_000 {
+            let picked = pick(&state, &service, &client(), 80, Purpose::Client, Reach::Everywhere, &mut rng).unwrap();
+            assert_eq!((&*picked.workload.node, picked.workload.status), ("n1", HealthStatus::Healthy));
+            *by_capacity.entry(picked.workload.capacity).or_insert(0i32) += 1;
+        }
+        // Eight with capacity 1, eight with 3, four with 6: the other four are sick.
+        for (capacity, expected) in [(1, 20_000 / 7), (3, 3 * 20_000 / 7), (6, 3 * 20_000 / 7)] {
+            assert!((by_capacity[&capacity] - expected).abs() < 500, "{preference:?}: {by_capacity:?}");
+        }
+    }
+}
+
 #[test]
 fn capacities_do_not_overflow() {
     let endpoints = ["a", "b", "c"].map(|name| endpoint(name, "net/Kubernetes////").with(|w| w.capacity = u32::MAX));
@@ -271,7 +301,10 @@ fn oracle(service: &Service, endpoints: &[Workload]) -> Vec<usize> {
 proptest! {
     #[test]
     fn picks_what_the_oracle_allows(
-        endpoints in proptest::collection::vec(any_endpoint(), 0..8),
+        endpoints in prop_oneof![
+            proptest::collection::vec(any_endpoint(), 0..8),
+            proptest::collection::vec(any_endpoint(), MANY..2 * MANY),
+        ],
         preference in proptest::sample::subsequence(vec![Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node, Scope::Cluster], 0..5).prop_shuffle(),
         mode in proptest::sample::select(vec![Mode::Unspecified, Mode::Strict, Mode::Failover]),
         named: bool,
