@@ -8,11 +8,15 @@ PACKAGES := gcc libc6-dev make cmake mold ca-certificates nftables iproute2 ipta
 BORING_PACKAGES := g++ clang libclang-dev
 # What `make bench` makes load with and looks with; Envoy, the baseline, comes from its Python wheel.
 BENCH_PACKAGES := iperf3 ethtool nghttp2-client valgrind linux-perf python3-venv clang
+# The store of a cluster; its API server is built as a Go module (`make kube`).
+API_PACKAGES := etcd-server etcd-client
+# What a whole node runs, and what goes into the images of its pods.
+CLUSTER_PACKAGES := $(API_PACKAGES) containerd runc containernetworking-plugins busybox-static conntrack ipset socat ebtables python3
 PROFILE ?= demo
 BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
 export MAKECMDGOALS
 
-.PHONY: help preflight deps build demo bench icount test test-boring mutants lint deny fmt release clean
+.PHONY: help preflight deps build demo bench icount test test-api test-boring kube cluster-up cluster-down mutants lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -37,6 +41,20 @@ icount: deps ## Count instructions of the hot functions and compare them with th
 test: preflight deps ## Set everything up and run all tests.
 	@scripts/test
 
+test-api: preflight deps kube ## Run the tests of the control plane on a real Kubernetes API server.
+	@scripts/test-api $(TEST_ARGS)
+
+kube: ## Build the Kubernetes API server, once for this machine: some 7 minutes of two cores.
+	@scripts/deps $(API_PACKAGES)
+	@tests/cluster/binaries api >/dev/null
+
+cluster-up: preflight deps ## Start a whole Kubernetes node, in namespaces of its own: tests/cluster/k is its kubectl.
+	@scripts/deps $(CLUSTER_PACKAGES)
+	@tests/cluster/up
+
+cluster-down: ## End it: nothing of it stays.
+	@tests/cluster/down
+
 test-boring: preflight deps ## Run the tests of all that speaks TLS on BoringSSL instead of AWS-LC.
 	@scripts/deps $(BORING_PACKAGES)
 	@scripts/test-boring
@@ -46,7 +64,7 @@ mutants: preflight deps ## Break the lines that tests/mutants.toml names, one by
 
 lint: deps ## Formatting, clippy with warnings denied, licences and sources.
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features aquifer-tests/api -- -D warnings
 	@$(MAKE) --no-print-directory deny
 
 deny: ## cargo-deny: bans, licences, sources.
