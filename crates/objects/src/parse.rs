@@ -65,6 +65,17 @@ pub fn parse_object(mut value: Value) -> Result<Object, ManifestError> {
     object.map_err(|(field, message)| ManifestError { file: PathBuf::new(), line: 0, field, message })
 }
 
+/// Reads one YAML value that is not an object of its own, such as a part that lies in a ConfigMap.
+pub fn yaml(text: &str) -> Result<Value, String> {
+    let syntax = |error: serde_norway::Error| match error.location() {
+        Some(at) => format!("line {}: {}", at.line(), without_location(&error.to_string())),
+        None => error.to_string(),
+    };
+    let mut yaml = serde_norway::Value::deserialize(serde_norway::Deserializer::from_str(text)).map_err(syntax)?;
+    yaml.apply_merge().map_err(syntax)?;
+    serde_json::to_value(&yaml).map_err(|error| error.to_string())
+}
+
 /// One document of a file: its text and where it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Document<'a> {
