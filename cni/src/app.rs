@@ -17,7 +17,7 @@ use crate::state::{Record, StateDir};
 use crate::zds::packet::Listener;
 use crate::zds::{Timing, Zds};
 use anyhow::{Context, bail};
-use aquifer_objects::{Event, Folder, Kind, Watch, Writer};
+use aquifer_objects::{Event, Kind, Selection, Watch};
 use aquifer_runtime::http::Server;
 use aquifer_runtime::readiness::Readiness;
 use aquifer_runtime::{Cancel, Tracker, metrics, process};
@@ -53,8 +53,9 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
     let zds = Zds::new(Timing::default(), metrics.zds.clone());
     let proxies = Listener::bind(&config.ztunnel_socket).context("ZTUNNEL_UDS")?;
     let plugin = CmdAddServer::bind(&config.event_socket).context("CNI_EVENT_SOCKET")?;
-    let folder = Folder::new(&config.manifests);
-    let watch = folder.watch(&[Kind::Namespace, Kind::Pod])?;
+    let source = config.source.open().await.context(config.source.variable())?;
+    source.register(&mut registry);
+    let watch = source.watch_selected(watched(&config.node)).context(config.source.variable())?;
     Server::bind("readiness", config.ready).await?.serve(readiness.handler(), tracker, cancel.child());
     metrics::serve(Server::bind("metrics", config.metrics).await?, Arc::new(registry), tracker, cancel.child());
 
@@ -64,7 +65,7 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
         zds: zds.clone(),
         probes,
         host,
-        writer: Arc::new(Writer::new(&config.manifests, MANAGER)),
+        writer: source.writer(MANAGER),
         metrics: metrics.clone(),
         tracker: tracker.clone(),
         kept: Mutex::default(),
@@ -98,6 +99,11 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
     drop(block);
     tracing::info!("ready");
     Ok(())
+}
+
+/// What an agent reads: the pods of its node, and the labels of namespaces.
+pub(crate) fn watched(node: &str) -> Vec<Selection> {
+    vec![Kind::Namespace.into(), Selection::from(Kind::Pod).on_node(node)]
 }
 
 /// One line that says what is missing and what to do about it.

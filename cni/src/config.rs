@@ -2,6 +2,7 @@
 
 use crate::agent::decision::Defaults;
 use crate::rules::pod::ProbeAddresses;
+use aquifer_objects::source;
 use aquifer_runtime::env::{ConfigErrors, Env, Vars};
 use aquifer_runtime::telemetry;
 use std::net::SocketAddr;
@@ -17,8 +18,8 @@ pub struct Config {
     pub ztunnel_socket: PathBuf,
     /// CNI_EVENT_SOCKET: where the plugin calls.
     pub event_socket: PathBuf,
-    /// AQUIFER_MANIFESTS: the folder of objects.
-    pub manifests: PathBuf,
+    /// AQUIFER_MANIFESTS, a folder of objects; or KUBECONFIG, an API server; or the API server of our pod.
+    pub source: source::Settings,
     /// AQUIFER_NETNS_DIR: the folder of network namespaces by pod uid.
     pub netns_folder: PathBuf,
     /// AQUIFER_STATE_DIR: the agent's memory; beside the event socket unless set.
@@ -47,7 +48,7 @@ impl Config {
             ztunnel_socket: vars.string_or("ZTUNNEL_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
             state_folder: vars.string("AQUIFER_STATE_DIR").map_or(beside, PathBuf::from),
             event_socket,
-            manifests: vars.required("AQUIFER_MANIFESTS").into(),
+            source: source(&mut vars),
             netns_folder: vars.string_or("AQUIFER_NETNS_DIR", "/var/run/netns").into(),
             metrics: vars.parsed("METRICS_ADDR", SocketAddr::from(([0, 0, 0, 0], 15014))),
             ready: vars.parsed("READY_ADDR", SocketAddr::from(([0, 0, 0, 0], 8000))),
@@ -64,6 +65,15 @@ impl Config {
         };
         vars.finish().map(|()| config)
     }
+}
+
+fn source(vars: &mut Vars<'_>) -> source::Settings {
+    let [manifests, kubeconfig, host] =
+        ["AQUIFER_MANIFESTS", "KUBECONFIG", "KUBERNETES_SERVICE_HOST"].map(|key| vars.string(key));
+    source::Settings::choose(manifests.as_deref(), kubeconfig.as_deref(), host.as_deref()).unwrap_or_else(|remedy| {
+        vars.error("AQUIFER_MANIFESTS", remedy);
+        source::Settings::InCluster
+    })
 }
 
 fn list(text: &str) -> Vec<String> {

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
 fn clean() -> anyhow::Result<()> {
     let config = Config::read(&ProcessEnv)?;
     let _telemetry = telemetry::init(&config.telemetry)?;
-    uninstall::uninstall(&config)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(uninstall::uninstall(&config))
 }
 
 fn run() -> anyhow::Result<()> {

@@ -10,29 +10,29 @@
 
 use crate::agent::decision::{NOT_ENROLLED_REASON, REDIRECTION, annotation};
 use crate::agent::worker::PEERS_HEAR;
-use crate::app::{MANAGER, check_privileges};
+use crate::app::{MANAGER, check_privileges, watched};
 use crate::config::Config;
 use crate::finder::{Directory, Finder};
 use crate::netns::{NetNs, NetNsId};
 use crate::state::{Record, StateDir};
 use crate::{migrate_req, probes, redirection};
 use anyhow::{Context, bail};
-use aquifer_objects::{Folder, Kind, Object, WriteError, Writer};
+use aquifer_objects::{Object, SourceError, WriteError};
 use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// Removes everything that agents of this node ever laid. Called in the node's network namespace.
-pub fn uninstall(config: &Config) -> anyhow::Result<()> {
+pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
     check_privileges()?;
     if UnixStream::connect(&config.event_socket).is_ok() {
         bail!("an agent still answers at {}: stop it first", config.event_socket.display());
     }
     let mut left = Vec::new();
-    if unmark(config, &mut left) {
+    if unmark(config, &mut left).await {
         // As when a single pod leaves: peers go back to plain TCP before anything is let go.
-        std::thread::sleep(PEERS_HEAR);
+        tokio::time::sleep(PEERS_HEAR).await;
     }
     let host = NetNs::current().context("open the node's network namespace")?;
     clean_pods(config, host.id(), &mut left)?;
@@ -48,9 +48,20 @@ pub fn uninstall(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Takes our annotations off the node's pods; whether there were any.
-fn unmark(config: &Config, left: &mut Vec<String>) -> bool {
-    let writer = Writer::new(&config.manifests, MANAGER);
-    let (objects, _) = Folder::new(&config.manifests).read(&[Kind::Pod]);
+async fn unmark(config: &Config, left: &mut Vec<String>) -> bool {
+    let read = async {
+        let source = config.source.open().await?;
+        let pods = source.read(&watched(&config.node)).await?;
+        Ok::<_, SourceError>((source.writer(MANAGER), pods.0))
+    };
+    let (writer, objects) = match read.await {
+        Ok(read) => read,
+        // The rules go all the same: without them the pods are plain ones, whatever is written of them.
+        Err(error) => {
+            left.push(format!("annotations of the node's pods: {error}"));
+            return true;
+        }
+    };
     let mut any = false;
     for object in &objects {
         let Object::Pod(pod) = object else { continue };
@@ -60,8 +71,9 @@ fn unmark(config: &Config, left: &mut Vec<String>) -> bool {
             continue;
         }
         any = true;
-        match writer.patch_annotations(&object.key(), &[(REDIRECTION, None), (NOT_ENROLLED_REASON, None)]) {
-            Ok(()) | Err(WriteError::NotFound(_)) => {}
+        let none = [(REDIRECTION, None), (NOT_ENROLLED_REASON, None)];
+        match writer.patch_annotations(&object.key(), pod.metadata.uid.as_deref(), &none).await {
+            Ok(()) | Err(WriteError::NotFound(_) | WriteError::Conflict { .. }) => {}
             Err(error) => left.push(format!("annotations of {}: {error}", object.key())),
         }
     }

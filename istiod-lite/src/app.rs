@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use aquifer_objects::{Folder, Watch, Writer};
 use aquifer_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
 use aquifer_runtime::http::Server as HttpServer;
@@ -23,7 +22,7 @@ use crate::ca::issuer::Issuer;
 use crate::ca::jwt::JwtAuthenticator;
 use crate::ca::node_auth::NodeAuthorizer;
 use crate::ca::pods::{self, Pods};
-use crate::ca::root::Root;
+use crate::ca::root;
 use crate::ca::service::CertificateService;
 use crate::ca::serving::ServingCert;
 use crate::config::{AuthnConfig, Config, ListenConfig};
@@ -109,7 +108,9 @@ impl App {
         // Whatever can fail does so here, before anything runs.
         let listeners = Listeners::bind(&config.listen).await?;
         let addresses = listeners.addresses().context("cannot tell the listening addresses")?;
-        let watch = watch(&config)?;
+        let source = config.source.open().await.context(config.source.variable())?;
+        source.register(&mut registry);
+        let watch = source.watch(KINDS).context(config.source.variable())?;
         let issuer = issuer(&config)?;
         metrics.ca.root_expires(issuer.root_not_after());
         let names = config.ca.serving_names.clone();
@@ -121,12 +122,12 @@ impl App {
         let publisher = Publisher::new(ResourceSet::of_types([ADDRESS, AUTHORIZATION]));
         let status = StatusQueue::default();
         let readiness = Readiness::new();
-        let unready = readiness.register("manifests");
+        let unready = readiness.register("objects");
 
         let monitoring = HttpServer::on("monitoring", listeners.monitoring);
         metrics_page::serve(monitoring, Arc::new(registry), &tracker, cancel.clone());
 
-        status.start(Writer::new(&config.manifests, status::MANAGER), &tracker, &cancel);
+        status.start(source.writer(status::MANAGER), &tracker, &cancel);
         renew(serving, &tracker, &cancel);
         let trusted = config.ca.trusted_node_accounts.clone();
         let trust_domain = config.mesh.trust_domain.as_str();
@@ -168,19 +169,10 @@ impl App {
     }
 }
 
-fn watch(config: &Config) -> anyhow::Result<Watch> {
-    // The folder is another's to make: a mistyped path must not read as an empty mesh.
-    let folder = &config.manifests;
-    let kind =
-        std::fs::metadata(folder).with_context(|| format!("AQUIFER_MANIFESTS: cannot read {}", folder.display()))?;
-    anyhow::ensure!(kind.is_dir(), "AQUIFER_MANIFESTS: {} is not a folder", folder.display());
-    Folder::new(folder).watch(KINDS).context("AQUIFER_MANIFESTS")
-}
-
 fn issuer(config: &Config) -> anyhow::Result<Issuer> {
-    let root = Root::open(&config.ca.data_dir, &config.mesh.trust_domain, OffsetDateTime::now_utc())
-        .context("AQUIFER_DATA_DIR")?;
-    Ok(Issuer::new(root, config.ca.lifetimes)?)
+    let now = OffsetDateTime::now_utc();
+    let material = root::open(&config.ca.data_dir, &config.mesh.trust_domain, now).context("AQUIFER_DATA_DIR")?;
+    Ok(Issuer::new(material.signer(now)?, config.ca.lifetimes)?)
 }
 
 fn authenticators(config: &Config, pods: Pods) -> Authenticators {

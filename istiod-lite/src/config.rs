@@ -5,6 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_objects::source;
 use aquifer_runtime::env::{ConfigErrors, Env, Vars};
 use aquifer_runtime::telemetry;
 
@@ -18,8 +19,8 @@ const SHORTEST_TTL: Duration = Duration::from_secs(1);
 /// All settings, by the part that reads them.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// AQUIFER_MANIFESTS: the folder of manifests.
-    pub manifests: PathBuf,
+    /// AQUIFER_MANIFESTS, a folder of manifests; or KUBECONFIG, an API server; or the API server of our pod.
+    pub source: source::Settings,
     /// Which mesh this is.
     pub mesh: MeshConfig,
     /// Where to listen.
@@ -93,7 +94,7 @@ impl Config {
         let cluster_domain = non_empty(vars, "CLUSTER_DOMAIN", "cluster.local");
         let serving_names = serving_names(vars, &root_namespace, &cluster_domain);
         let config = Self {
-            manifests: vars.required("AQUIFER_MANIFESTS").into(),
+            source: source(vars),
             mesh: MeshConfig {
                 trust_domain: non_empty(vars, "TRUST_DOMAIN", "cluster.local"),
                 cluster_id: non_empty(vars, "CLUSTER_ID", "Kubernetes"),
@@ -124,6 +125,15 @@ impl Config {
         };
         reader.finish().map(|()| config)
     }
+}
+
+fn source(vars: &mut Vars<'_>) -> source::Settings {
+    let [manifests, kubeconfig, host] =
+        ["AQUIFER_MANIFESTS", "KUBECONFIG", "KUBERNETES_SERVICE_HOST"].map(|key| vars.string(key));
+    source::Settings::choose(manifests.as_deref(), kubeconfig.as_deref(), host.as_deref()).unwrap_or_else(|remedy| {
+        vars.error("AQUIFER_MANIFESTS", remedy);
+        source::Settings::InCluster
+    })
 }
 
 fn non_empty(vars: &mut Vars<'_>, key: &str, default: &str) -> String {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_objects::crds::{PolicyCondition, PolicyStatus};
-use aquifer_objects::{Object, ObjectKey, Writer};
+use aquifer_objects::{Object, ObjectKey, WriteError, Writer};
 use aquifer_runtime::{Cancel, Tracker};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -87,7 +87,6 @@ impl StatusQueue {
     /// Starts the task that writes.
     pub fn start(&self, writer: Writer, tracker: &Tracker, cancel: &Cancel) {
         let (queue, cancel) = (self.clone(), cancel.clone());
-        let writer = Arc::new(writer);
         tracker.spawn("status", async move {
             loop {
                 tokio::select! {
@@ -96,9 +95,7 @@ impl StatusQueue {
                     () = queue.0.wake.notified() => {}
                 }
                 let batch = std::mem::take(&mut *queue.0.pending.lock());
-                let writer = Arc::clone(&writer);
-                // Files are written with blocking calls.
-                let _ = tokio::task::spawn_blocking(move || write(&writer, batch)).await;
+                write(&writer, batch).await;
                 tokio::select! {
                     biased;
                     () = cancel.drained() => return,
@@ -109,12 +106,13 @@ impl StatusQueue {
     }
 }
 
-fn write(writer: &Writer, batch: BTreeMap<ObjectKey, PolicyStatus>) {
+async fn write(writer: &Writer, batch: BTreeMap<ObjectKey, PolicyStatus>) {
     for (key, status) in batch {
-        let written = writer.patch_status(&key, json!(status));
-        if let Err(error) = written {
+        match writer.apply_status(&key, json!(status)).await {
             // An object that was deleted meanwhile has no status; the next change tries again.
-            tracing::debug!(%key, %error, "status not written");
+            Err(error @ WriteError::NotFound(_)) => tracing::debug!(%error, "status not written"),
+            Err(error) => tracing::warn!(%error, "status not written"),
+            Ok(()) => {}
         }
     }
 }

@@ -93,7 +93,7 @@ pub struct Node {
     /// The node's own network namespace.
     pub host: NetNs,
     /// Annotations are written as manager `istio-cni`.
-    pub writer: Arc<Writer>,
+    pub writer: Writer,
     /// Counters.
     pub metrics: Metrics,
     /// Starts the keepers.
@@ -186,17 +186,11 @@ impl Effects for Node {
     }
 
     async fn mark(&self, pod: &PodId, marks: &Marks) -> Result<(), String> {
-        let (writer, marks) = (self.writer.clone(), marks.clone());
         let key = ObjectKey::new(Kind::Pod, &pod.namespace, &pod.name);
-        let written = tokio::task::spawn_blocking(move || {
-            let annotations =
-                [(REDIRECTION, marks.redirection.as_deref()), (NOT_ENROLLED_REASON, marks.reason.as_deref())];
-            writer.patch_annotations(&key, &annotations)
-        });
-        match written.await {
-            // The pod went away meanwhile: nobody reads its annotations any more.
-            Ok(Ok(()) | Err(WriteError::NotFound(_))) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
+        let annotations = [(REDIRECTION, marks.redirection.as_deref()), (NOT_ENROLLED_REASON, marks.reason.as_deref())];
+        match self.writer.patch_annotations(&key, Some(&pod.uid), &annotations).await {
+            // The pod went away meanwhile, perhaps for another of its name: nobody reads its annotations any more.
+            Ok(()) | Err(WriteError::NotFound(_) | WriteError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aquifer_objects::{Kind, Writer};
+use aquifer_objects::Kind;
+use aquifer_objects::folder::Writer;
 use tokio::task::spawn_blocking;
 
 use crate::capture::Capture;

@@ -20,7 +20,7 @@
 //!
 //! Names that begin with a dot are ignored, so a file is written under such a name and renamed: nobody reads half.
 
-mod merge;
+pub(crate) mod merge;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -48,7 +48,7 @@ pub struct Folder {
 
 /// Why a folder cannot be watched.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch {path}: {message}", path = path.display())]
+#[error("cannot read {path}: {message}", path = path.display())]
 pub struct FolderError {
     path: PathBuf,
     message: String,
@@ -58,6 +58,16 @@ impl Folder {
     /// The folder at `root`; it is created when it is watched or written to.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
+    }
+
+    /// The folder at `root`, which must be there.
+    pub fn existing(root: impl Into<PathBuf>) -> Result<Self, FolderError> {
+        let root = root.into();
+        match std::fs::metadata(&root) {
+            Ok(found) if found.is_dir() => Ok(Self { root }),
+            Ok(_) => Err(FolderError { path: root, message: "is not a folder".to_owned() }),
+            Err(error) => Err(FolderError { path: root, message: error.to_string() }),
+        }
     }
 
     /// Its path.

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   manifests/*.yaml ────────────┐
-//!   manifests/.managed/<manager> ┴─ Folder::watch ─▶ Event ─▶ istiod-lite, cni, lab
-//!                 ▲
-//!                 └──────────────── Writer (one field manager each)
+//!   manifests/.managed/<manager> ┴─ Folder ──┐
+//!                                            ├─ Source::watch ──▶ Event ──▶ istiod-lite, cni, lab
+//!   API server ── list, watch, prune ─ Cluster┘
+//!        ▲                                       Source::writer ◀── fields, status (one field manager each)
+//!        └──── server-side apply ── Writer ◀──┘  lease::Leadership: who of several replicas writes
 //! ```
 //!
 //! Invariants:
@@ -12,18 +14,23 @@
 //! * An [`Event`] means that something really changed: equal content is never sent twice.
 //! * A file that cannot be read as objects changes nothing: its last good objects stay in force, and
 //!   one message names file, line and field.
+//! * What the API server said last stays in force while it is away; how old that is, is a metric.
 //! * No two processes write one file; the reader merges what the field managers wrote.
 //!
 //! This crate knows nothing of the mesh: what an object *means* is decided by its readers.
 
+pub mod cluster;
 pub mod crds;
 pub mod folder;
 pub mod kinds;
 pub mod parse;
+pub mod source;
 pub mod validate;
 
-pub use folder::{Folder, FolderError, Watch, WriteError, Writer};
+pub use cluster::Cluster;
+pub use folder::{Folder, FolderError};
 pub use kinds::{Kind, Object, ObjectKey};
+pub use source::{Selection, Source, SourceError, Watch, WriteError, Writer};
 
 /// One change of the watched objects.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,7 +12,8 @@ use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aquifer_objects::{Folder, Kind, Object, ObjectKey, Watch};
+use aquifer_objects::folder::Watch;
+use aquifer_objects::{Folder, Kind, Object, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};

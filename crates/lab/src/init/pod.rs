@@ -352,7 +352,7 @@ impl Life {
         self.shared.send(Event::PodGone(Arc::clone(state)));
     }
 
-    fn write(&self, result: std::result::Result<(), aquifer_objects::WriteError>) {
+    fn write(&self, result: std::result::Result<(), aquifer_objects::folder::WriteError>) {
         if let Err(error) = result {
             // Somebody removed the object under us: its deletion is on the way.
             tracing::debug!(pod = %self.state.key(), %error, "writing the pod's status");

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use aquifer_objects::Writer;
+use aquifer_objects::folder::Writer;
 use aquifer_runtime::Tracker;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};

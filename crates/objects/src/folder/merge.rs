@@ -85,7 +85,7 @@ fn birth(value: &Value) -> [(&'static str, Option<Value>); 2] {
 }
 
 /// A hash of the content, the same whatever the order of its keys.
-pub(super) fn content_hash(value: &Value) -> u64 {
+pub(crate) fn content_hash(value: &Value) -> u64 {
     let mut hash = Xxh64::new(0);
     feed(&mut hash, value);
     hash.digest()

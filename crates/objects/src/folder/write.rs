@@ -38,6 +38,9 @@ pub enum WriteError {
     /// The object does not exist.
     #[error("{0} not found")]
     NotFound(ObjectKey),
+    /// The object is another than was meant: it exists already, or has another uid.
+    #[error("{0}: {1}")]
+    Conflict(ObjectKey, String),
     /// The object would not be valid.
     #[error("{0}")]
     Invalid(ManifestError),
@@ -74,6 +77,18 @@ impl Writer {
         Ok(key)
     }
 
+    /// Writes an object that must not exist yet.
+    pub fn create_json(&self, mut object: Value) -> Result<ObjectKey, WriteError> {
+        parse::fill_in(&mut object);
+        let key = parse::key_of(&object).map_err(|(field, message)| invalid(field, message))?;
+        let mut state = self.begin()?;
+        if self.owner(&mut state, &key)?.is_some() {
+            return Err(WriteError::Conflict(key, "exists already".to_owned()));
+        }
+        self.apply_one(&mut state, &key, object)?;
+        Ok(key)
+    }
+
     /// Applies every document of a manifest; nothing is written if one is wrong.
     pub fn apply_manifest(&self, yaml: &str) -> Result<Vec<ObjectKey>, WriteError> {
         let mut values = Vec::new();
@@ -95,12 +110,26 @@ impl Writer {
 
     /// Merges into this manager's fields of an existing object (RFC 7386: null removes).
     pub fn patch(&self, key: &ObjectKey, patch: Value) -> Result<(), WriteError> {
+        self.edit(key, |value| merge::patch(value, &patch))
+    }
+
+    /// Writes this manager's part of `status` anew: what it had written there before and leaves out now goes.
+    pub fn apply_status(&self, key: &ObjectKey, status: &Value) -> Result<(), WriteError> {
+        self.edit(key, |value| {
+            if let Some(fields) = value.as_object_mut() {
+                fields.remove("status");
+            }
+            merge::patch(value, &json!({ "status": status }));
+        })
+    }
+
+    fn edit(&self, key: &ObjectKey, change: impl Fn(&mut Value)) -> Result<(), WriteError> {
         let mut state = self.begin()?;
         if self.manager == USER
             && let Some(mut manifest) = state.manifests.find(&self.root, key)?
         {
             let before = manifest.value.clone();
-            merge::patch(&mut manifest.value, &patch);
+            change(&mut manifest.value);
             if manifest.value != before {
                 check(key, &manifest.value)?;
                 state.manifests.put(&manifest)?;
@@ -117,7 +146,7 @@ impl Writer {
             .as_ref()
             .filter(|value| merge::creates(value) || owner.uid.is_none() || merge::uid(value) == owner.uid.as_deref());
         let mut value = fresh.cloned().unwrap_or_else(|| owner.partial(key));
-        merge::patch(&mut value, &patch);
+        change(&mut value);
         if !merge::creates(&value) && value == owner.partial(key) {
             return if before.is_some() { remove(&path).map(|_| ()) } else { Ok(()) };
         }
@@ -130,6 +159,20 @@ impl Writer {
     /// Sets annotations, or removes them (`None`).
     pub fn patch_annotations(&self, key: &ObjectKey, annotations: &[(&str, Option<&str>)]) -> Result<(), WriteError> {
         self.patch(key, json!({ "metadata": { "annotations": strings(annotations) } }))
+    }
+
+    /// The same, but only if the object has this uid.
+    pub fn patch_annotations_if(
+        &self,
+        key: &ObjectKey,
+        uid: Option<&str>,
+        annotations: &[(&str, Option<&str>)],
+    ) -> Result<(), WriteError> {
+        {
+            let mut state = self.begin()?;
+            self.demand(&mut state, key, uid)?;
+        }
+        self.patch_annotations(key, annotations)
     }
 
     /// Sets labels, or removes them (`None`).
@@ -150,7 +193,13 @@ impl Writer {
 
     /// Deletes the object, all managers' fields with it.
     pub fn delete(&self, key: &ObjectKey) -> Result<(), WriteError> {
+        self.delete_if(key, None)
+    }
+
+    /// The same, but only if the object has this uid.
+    pub fn delete_if(&self, key: &ObjectKey, uid: Option<&str>) -> Result<(), WriteError> {
         let mut state = self.begin()?;
+        self.demand(&mut state, key, uid)?;
         let mut found = false;
         while let Some(manifest) = state.manifests.find(&self.root, key)? {
             state.manifests.take(&manifest)?;
@@ -222,6 +271,17 @@ impl Writer {
         Ok(state)
     }
 
+    /// Fails if the object has another uid than is meant.
+    fn demand(&self, state: &mut State, key: &ObjectKey, uid: Option<&str>) -> Result<(), WriteError> {
+        let Some(meant) = uid else { return Ok(()) };
+        match self.owner(state, key)? {
+            Some(Owner { uid: Some(found), .. }) if found != meant => {
+                Err(WriteError::Conflict(key.clone(), format!("has uid {found}, not {meant}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Who created the object, if it exists.
     fn owner(&self, state: &mut State, key: &ObjectKey) -> Result<Option<Owner>, WriteError> {
         if let Some(manifest) = state.manifests.find(&self.root, key)? {
@@ -255,7 +315,7 @@ impl Owner {
             metadata.insert("namespace".to_owned(), (*key.namespace).into());
         }
         metadata.extend(self.uid.clone().map(|uid| ("uid".to_owned(), uid.into())));
-        json!({ "apiVersion": key.kind.api_version(), "kind": key.kind.as_str(), "metadata": metadata })
+        json!({ "apiVersion": key.kind.api_version(), "kind": key.kind.manifest_name(), "metadata": metadata })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Certificates, pages, conditions, and the end before the start.
 
+use aquifer_objects::source::Settings;
 use super::*;
 
 #[tokio::test]
@@ -134,7 +135,7 @@ async fn one_line_says_why_it_cannot_start() {
         (
             Box::new({
                 let missing = missing.clone();
-                move |c| c.manifests = missing
+                move |c| c.source = Settings::Folder(missing)
             }),
             vec!["AQUIFER_MANIFESTS".into(), missing.display().to_string()],
         ),
