@@ -1,6 +1,7 @@
 //! The custom kinds: Istio's, which we define ourselves with the fields of its API, and the Gateway API's.
 
 mod authorization_policy;
+pub mod definition;
 pub mod destination_rule;
 pub mod gateway_api;
 mod peer_authentication;
@@ -47,10 +48,24 @@ pub type PolicyCondition = Condition;
 
 /// Which pods of the namespace a policy is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct WorkloadSelector {
     /// Labels that a pod must all have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = 4096,
+        "additionalProperties" = {
+            "type": "string",
+            "maxLength": 63,
+            "x-kubernetes-validations": [
+                {"rule": r#"!self.contains("*")"#, "message": "wildcard not allowed in label value match"}
+            ]
+        },
+        "x-kubernetes-validations" = [
+            {"rule": r#"self.all(key, !key.contains("*"))"#, "message": "wildcard not allowed in label key match"},
+            {"rule": "self.all(key, key.size() != 0)", "message": "key must not be empty"}
+        ]
+    ))]
     pub match_labels: BTreeMap<String, String>,
 }
 
@@ -63,7 +78,11 @@ pub struct IstioStatus {
     pub conditions: Vec<Condition>,
     /// The generation that the conditions speak of: a number, or the text of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::int_or_string")]
     pub observed_generation: Option<Value>,
+    /// What a validator found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validation_messages: Vec<ValidationMessage>,
     /// A ServiceEntry's allocated addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<ServiceAddress>,
@@ -71,6 +90,47 @@ pub struct IstioStatus {
     #[serde(flatten)]
     #[schemars(skip)]
     pub other: Map<String, Value>,
+}
+
+/// What a validator found (`istio.analysis.v1alpha1.AnalysisMessageBase`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidationMessage {
+    /// What sort of message.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub type_: Option<ValidationMessageType>,
+    /// How bad it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<ValidationLevel>,
+    /// Where it is explained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documentation_url: Option<String>,
+}
+
+/// What sort of message a validator left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidationMessageType {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+}
+
+/// How bad a validator's finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ValidationLevel {
+    /// Nobody said.
+    Unknown,
+    /// It does not work.
+    Error,
+    /// It may not do what was meant.
+    Warning,
+    /// Worth knowing.
+    Info,
 }
 
 /// An address allocated to one host of a ServiceEntry (`istio.networking.v1alpha3.ServiceEntryAddress`).
@@ -90,9 +150,10 @@ pub struct ServiceAddress {
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// The condition's type.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub type_: String,
     /// `True`, `False` or `Unknown`.
+    #[serde(default)]
     pub status: String,
     /// One CamelCase word.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -102,11 +163,14 @@ pub struct Condition {
     pub message: String,
     /// RFC 3339 time of the last change of `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub last_transition_time: Option<String>,
     /// RFC 3339 time of the last look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
     pub last_probe_time: Option<String>,
     /// The generation that the condition speaks of: a number, or the text of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::int_or_string")]
     pub observed_generation: Option<Value>,
 }

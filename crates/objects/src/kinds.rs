@@ -196,7 +196,7 @@ kinds! {
     WorkloadGroup: Namespaced, "networking.istio.io" "v1" | "v1beta1" | "v1alpha3", "workloadgroups" | "wg";
     VirtualService: Namespaced, "networking.istio.io" "v1" | "v1beta1" | "v1alpha3", "virtualservices" | "vs";
     DestinationRule: Namespaced, "networking.istio.io" "v1" | "v1beta1" | "v1alpha3", "destinationrules" | "dr";
-    Telemetry: Namespaced, "telemetry.istio.io" "v1" | "v1alpha1", "telemetries";
+    Telemetry: Namespaced, "telemetry.istio.io" "v1" | "v1alpha1", "telemetries" | "telemetry";
     GatewayClass: Cluster, "gateway.networking.k8s.io" "v1" | "v1beta1", "gatewayclasses" | "gc";
     Gateway: Namespaced, "gateway.networking.k8s.io" "v1" | "v1beta1", "gateways" | "gtw";
     HTTPRoute: Namespaced, "gateway.networking.k8s.io" "v1" | "v1beta1", "httproutes";

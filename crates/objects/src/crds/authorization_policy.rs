@@ -20,7 +20,14 @@ use super::{IstioStatus, WorkloadSelector};
     derive = "Default",
     derive = "PartialEq"
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend(
+    "oneOf" = [{"not": {"anyOf": [{"required": ["provider"]}]}}, {"required": ["provider"]}],
+    "x-kubernetes-validations" = [{
+        "rule": "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",
+        "message": "only one of targetRefs or selector can be set"
+    }]
+))]
 pub struct AuthorizationPolicySpec {
     /// Which pods; none means every pod of the namespace, or of the mesh in the root namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,9 +37,11 @@ pub struct AuthorizationPolicySpec {
     pub target_ref: Option<TargetRef>,
     /// The same for several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 16))]
     pub target_refs: Vec<TargetRef>,
     /// The rules, of which any may match. `None` and empty are alike: nothing matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 512))]
     pub rules: Vec<Rule>,
     /// What a match means.
     #[serde(default)]
@@ -59,7 +68,7 @@ pub enum Action {
 
 /// An extension provider by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ExtensionProvider {
     /// Its name.
     #[serde(default)]
@@ -68,28 +77,39 @@ pub struct ExtensionProvider {
 
 /// What a policy is attached to (`istio.type.v1beta1.PolicyTargetReference`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["kind", "name"]))]
 pub struct TargetRef {
     /// API group; empty for core kinds.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(extend(
+        "maxLength" = 253,
+        "pattern" = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+    ))]
     pub group: String,
     /// Kind.
     #[serde(default)]
+    #[schemars(extend("minLength" = 1, "maxLength" = 63, "pattern" = "^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"))]
     pub kind: String,
     /// Name.
     #[serde(default)]
+    #[schemars(extend("minLength" = 1, "maxLength" = 253))]
     pub name: String,
     /// Namespace; only the policy's own is allowed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(extend("x-kubernetes-validations" = [
+        {"rule": "self.size() == 0", "message": "cross namespace referencing is not currently supported"}
+    ]))]
     pub namespace: String,
 }
 
 /// Matches if any `from`, any `to` and every `when` matches; a list that is left out matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// Sources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 512))]
     pub from: Vec<From>,
     /// Operations.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -101,7 +121,7 @@ pub struct Rule {
 
 /// One source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct From {
     /// The source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,7 +130,7 @@ pub struct From {
 
 /// One operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct To {
     /// The operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,18 +138,22 @@ pub struct To {
 }
 
 macro_rules! string_lists {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
-        $(#[$doc])*
+    ($(#[$attribute:meta])* $name:ident { $($(#[$field_attribute:meta])* $field:ident,)* }) => {
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        #[serde(rename_all = "camelCase")]
+        $(#[$attribute])*
         pub struct $name {
-            $($(#[$field_doc])* #[serde(default, skip_serializing_if = "Vec::is_empty")] pub $field: Vec<String>,)*
+            $($(#[$field_attribute])* #[serde(default, skip_serializing_if = "Vec::is_empty")] pub $field: Vec<String>,)*
         }
     };
 }
 
 string_lists! {
     /// Who calls. All given lists must match.
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "(has(self.serviceAccounts) || has(self.notServiceAccounts)) ? (!has(self.principals) &&\n!has(self.notPrincipals) && !has(self.namespaces) && !has(self.notNamespaces)) : true",
+        "message": "Cannot set serviceAccounts with namespaces or principals"
+    }]))]
     Source {
         /// Peer identities without `spiffe://`.
         principals,
@@ -144,8 +168,10 @@ string_lists! {
         /// The opposite.
         not_namespaces,
         /// The peer's service account, `namespace/name` or `name`.
+        #[schemars(extend("maxItems" = 16, "items" = {"type": "string", "maxLength": 320}))]
         service_accounts,
         /// The opposite.
+        #[schemars(extend("maxItems" = 16, "items" = {"type": "string", "maxLength": 320}))]
         not_service_accounts,
         /// Source addresses of the packets.
         ip_blocks,
@@ -186,7 +212,8 @@ string_lists! {
 
 /// One more attribute that must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["key"]))]
 pub struct Condition {
     /// The attribute.
     #[serde(default)]

@@ -298,8 +298,8 @@ pub struct ZoneAwareLoadBalancer {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failover_priority: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maximum" = 4294967295, "minimum" = 1, "nullable" = true))]
-    pub min_cluster_size: Option<i64>,
+    #[schemars(extend("minimum" = 1, "nullable" = true))]
+    pub min_cluster_size: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -328,7 +328,7 @@ pub struct OutlierDetection {
     pub min_health_percent: Option<i32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("items" = {"maximum": 599, "minimum": 100, "type": "integer"}))]
-    pub outlier_detection_http_error_codes: Vec<i64>,
+    pub outlier_detection_http_error_codes: Vec<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_external_local_origin_errors: Option<bool>,
 }

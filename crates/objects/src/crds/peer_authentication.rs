@@ -22,7 +22,11 @@ use super::{IstioStatus, WorkloadSelector};
     derive = "Default",
     derive = "PartialEq"
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.portLevelMtls) ? (((has(self.selector) && has(self.selector.matchLabels)) ? self.selector.matchLabels : {}).size() > 0) : true",
+    "message": "portLevelMtls requires selector"
+}]))]
 pub struct PeerAuthenticationSpec {
     /// Which pods; none means every pod of the namespace, or of the mesh in the root namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,12 +36,15 @@ pub struct PeerAuthenticationSpec {
     pub mtls: Option<MutualTls>,
     /// Modes of single ports of the pod; only together with a selector.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("minProperties" = 1, "x-kubernetes-validations" = [
+        {"rule": "self.all(key, 0 < int(key) && int(key) <= 65535)", "message": "port must be between 1-65535"}
+    ]))]
     pub port_level_mtls: BTreeMap<u32, MutualTls>,
 }
 
 /// A mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct MutualTls {
     /// The mode.
     #[serde(default)]

@@ -11,3 +11,11 @@ pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
         ],
     })
 }
+
+/// A number, or the text of one: how 64-bit numbers come out of protobuf.
+pub(super) fn int_or_string(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "anyOf": [{ "type": "integer" }, { "type": "string" }],
+        "x-kubernetes-int-or-string": true,
+    })
+}

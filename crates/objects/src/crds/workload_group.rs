@@ -139,7 +139,7 @@ pub struct WorkloadTemplate {
     #[schemars(extend("maxLength" = 2048))]
     pub network: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 128, "x-kubernetes-validations" = [{"rule": r#"self.all(key, size(key) < 63 && key.matches("^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$"))"#, "message": "port name must be valid"}], "additionalProperties" = {"maximum": 4294967295, "minimum": 0, "type": "integer", "x-kubernetes-validations": [{"message": "port must be between 1-65535", "rule": "0 < self && self <= 65535"}]}))]
+    #[schemars(extend("maxProperties" = 128, "x-kubernetes-validations" = [{"rule": r#"self.all(key, size(key) < 63 && key.matches("^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$"))"#, "message": "port name must be valid"}], "additionalProperties" = {"maximum": u32::MAX, "minimum": 0, "type": "integer", "x-kubernetes-validations": [{"message": "port must be between 1-65535", "rule": "0 < self && self <= 65535"}]}))]
     pub ports: BTreeMap<String, u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 253))]

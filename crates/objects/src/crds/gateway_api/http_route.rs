@@ -321,7 +321,7 @@ pub struct HttpRetry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub codes: Vec<i64>,
+    pub codes: Vec<u32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
