@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigHandler, Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setsid, setuid};
 use parking_lot::{Mutex, RwLock};
@@ -169,6 +169,7 @@ pub(super) fn run(shared: &Arc<Shared>) -> Result<()> {
 
 /// What a new process does before it becomes the command.
 fn enter(place: &Place) -> std::io::Result<()> {
+    hear_all_signals()?;
     let namespaces = &place.namespaces;
     if let Some(net) = &namespaces.net {
         setns(net, CloneFlags::CLONE_NEWNET)?;
@@ -188,6 +189,17 @@ fn enter(place: &Place) -> std::io::Result<()> {
     }
     if let Some(user) = place.user {
         setuid(Uid::from_raw(user))?;
+    }
+    Ok(())
+}
+
+/// What whoever started the lab chose to ignore (a shell's background job ignores SIGINT and SIGQUIT) would be ignored
+/// in the pods as well, for good: a container's program begins with nothing ignored.
+#[allow(unsafe_code)]
+fn hear_all_signals() -> std::io::Result<()> {
+    for each in Signal::iterator().filter(|each| !matches!(each, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action is no handler, so nothing of this process can run by it.
+        unsafe { nix::sys::signal::signal(each, SigHandler::SigDfl) }?;
     }
     Ok(())
 }
