@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Source;
@@ -12,19 +13,36 @@ use crate::resource::ResourceSet;
 #[derive(Clone, Debug)]
 pub struct Publisher {
     current: Arc<ArcSwap<ResourceSet>>,
+    /// Whoever makes the next set from the present one holds it, so that no change is lost.
+    writing: Arc<Mutex<()>>,
     generation: Arc<watch::Sender<u64>>,
 }
 
 impl Publisher {
     /// Begins with `set`.
     pub fn new(set: ResourceSet) -> Self {
-        Self { current: Arc::new(ArcSwap::from_pointee(set)), generation: Arc::new(watch::Sender::new(0)) }
+        let current = Arc::new(ArcSwap::from_pointee(set));
+        Self { current, writing: Arc::default(), generation: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Makes `set` the current one and wakes all streams.
+    /// Makes `set` the current one and wakes all streams. For a source that has one writer.
     pub fn publish(&self, set: ResourceSet) {
-        self.current.store(Arc::new(set));
-        self.generation.send_modify(|generation| *generation += 1);
+        self.update(|current| {
+            *current = set;
+            true
+        });
+    }
+
+    /// Changes the current set and wakes all streams, unless `change` says that it is as it was. Several writers may
+    /// share a publisher this way. Gives the generation in which the change is.
+    pub fn update(&self, change: impl FnOnce(&mut ResourceSet) -> bool) -> u64 {
+        let _one = self.writing.lock();
+        let mut set = (*self.current.load_full()).clone();
+        if change(&mut set) {
+            self.current.store(Arc::new(set));
+            self.generation.send_modify(|generation| *generation += 1);
+        }
+        *self.generation.borrow()
     }
 }
 
