@@ -1,45 +1,132 @@
-//! The HTTP port: readiness, what is offered, and how far each client is with it.
+//! The HTTP port: readiness for everybody; what is offered and how far each client is with it for whoever is on this
+//! machine or shows a token.
+//!
+//! | page | what |
+//! |---|---|
+//! | `/debug/syncz` | each proxy's types, sent and acknowledged, as `istioctl proxy-status` reads it |
+//! | `/debug/configz` | the Istio and Gateway API objects that were read |
+//! | `/debug/registryz` | the services |
+//! | `/debug/proxies` | each proxy's state in full, as `aquifer status` reads it |
 
+mod expiry;
+mod proxies;
+mod registryz;
+mod syncz;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use aquifer_objects::Object;
 use aquifer_runtime::admin::AdminServer;
-use aquifer_runtime::http::json;
+use aquifer_runtime::http::{Request, Response, json, text};
 use aquifer_runtime::readiness::Readiness;
-use aquifer_xds::resource::TypeSet;
-use aquifer_xds::server::{ClientInfo, Clients, Publisher, Source as _, TypeInfo};
+use aquifer_xds::server::{Authenticate, Clients, Publisher};
 use http::{Method, StatusCode};
-use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tonic::metadata::MetadataMap;
 
-/// `/ready` and `/debug/syncz`.
-pub fn pages(readiness: &Readiness, publisher: Publisher, clients: Clients) -> AdminServer {
-    AdminServer::new()
-        .route(Method::GET, "/ready", readiness.handler())
-        .route(Method::GET, "/healthz/ready", readiness.handler())
-        .get("/debug/syncz", move |_| {
-            let body = syncz(&publisher, &clients);
-            async move { json(StatusCode::OK, &body) }
-        })
+pub use self::expiry::Expiries;
+
+/// What the pages show, and to whom.
+#[derive(Clone)]
+pub struct Pages {
+    /// What is offered.
+    pub publisher: Publisher,
+    /// Who is connected.
+    pub clients: Clients,
+    /// Whom they are shown to besides this machine: as xDS has it. Nobody if there is none.
+    pub authenticate: Option<Arc<dyn Authenticate>>,
+    /// The objects of `/debug/configz`.
+    pub configs: Option<Configs>,
+    /// Until when each proxy's certificates last.
+    pub expiries: Expiries,
 }
 
-fn syncz(publisher: &Publisher, clients: &Clients) -> Value {
-    let set = publisher.snapshot();
-    let resources: Map<String, Value> =
-        set.types().map(|t| (t.to_owned(), set.of_type(t).map_or(0, TypeSet::len).into())).collect();
-    let clients: Vec<Value> = clients.list().iter().map(client).collect();
-    json!({ "generation": *publisher.subscribe().borrow(), "resources": resources, "clients": clients })
+/// Asks whoever holds the objects for them. Clones ask the same.
+#[derive(Clone, Debug)]
+pub struct Configs(mpsc::Sender<Question>);
+
+/// A question for all configuration objects.
+pub type Question = oneshot::Sender<Vec<Object>>;
+
+/// Both ends of [`Configs`].
+pub fn configs() -> (Configs, mpsc::Receiver<Question>) {
+    let (tx, rx) = mpsc::channel(4);
+    (Configs(tx), rx)
 }
 
-fn client(info: &ClientInfo) -> Value {
-    let since = OffsetDateTime::from(info.since).format(&Rfc3339).unwrap_or_default();
-    let types: Map<String, Value> = info.types.iter().map(|(t, info)| (t.clone(), progress(info))).collect();
-    json!({ "id": info.id, "address": info.peer, "since": since, "types": types })
-}
-
-/// `SYNCED` and `STALE` as Istio's page has them; a refusal is said in its own words.
-fn progress(info: &TypeInfo) -> Value {
-    match &info.rejected {
-        Some(error) => json!({ "state": "REJECTED", "error": error }),
-        None if info.answered >= info.sent => json!({ "state": "SYNCED" }),
-        None => json!({ "state": "STALE", "unanswered": info.sent - info.answered }),
+impl Configs {
+    async fn all(&self) -> Vec<Object> {
+        let (question, answer) = oneshot::channel();
+        match self.0.send(question).await {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 }
+
+/// The readiness pages, and the debug pages for this machine alone.
+pub fn pages(readiness: &Readiness, publisher: Publisher, clients: Clients) -> AdminServer {
+    let expiries = Expiries::default();
+    Pages { publisher, clients, authenticate: None, configs: None, expiries }.into_server(readiness)
+}
+
+impl Pages {
+    /// As routes.
+    pub fn into_server(self, readiness: &Readiness) -> AdminServer {
+        let server = AdminServer::new().route(Method::GET, "/ready", readiness.handler()).route(
+            Method::GET,
+            "/healthz/ready",
+            readiness.handler(),
+        );
+        let server = self.page(server, "/debug/syncz", |pages, request| async move {
+            syncz::page(&pages.clients, request.query.get("namespace").map(String::as_str))
+        });
+        let server = self.page(server, "/debug/configz", |pages, _| async move {
+            match pages.configs {
+                Some(configs) => Value::Array(configs.all().await.iter().map(Object::to_json).collect()),
+                None => Value::Array(Vec::new()),
+            }
+        });
+        let server = self.page(server, "/debug/registryz", |pages, _| async move { registryz::page(&pages.publisher) });
+        self.page(server, "/debug/proxies", |pages, _| async move {
+            proxies::page(&pages.publisher, &pages.clients, &pages.expiries)
+        })
+    }
+
+    fn page<F>(&self, server: AdminServer, path: &'static str, make: fn(Self, Request) -> F) -> AdminServer
+    where
+        F: Future<Output = Value> + Send + 'static,
+    {
+        let pages = self.clone();
+        server.get(path, move |request| {
+            let pages = pages.clone();
+            async move {
+                match pages.refused(&request).await {
+                    Some(refusal) => refusal,
+                    None => json(StatusCode::OK, &make(pages, request).await),
+                }
+            }
+        })
+    }
+
+    /// Names and addresses of the whole mesh are nobody's business who isn't here and can't say who he is.
+    async fn refused(&self, request: &Request) -> Option<Response> {
+        if request.peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
+            return None;
+        }
+        if let Some(authenticate) = &self.authenticate {
+            let headers = MetadataMap::from_headers(request.headers.clone());
+            if authenticate.authenticate(&headers, None).await.is_ok() {
+                return None;
+            }
+        }
+        tracing::warn!(peer = ?request.peer, path = request.path, "debug page refused");
+        let remedy = "debug pages are for callers on this machine (kubectl port-forward) or with a bearer token\n";
+        Some(text(StatusCode::UNAUTHORIZED, remedy))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,8 @@ pub struct Request {
     pub query: BTreeMap<String, String>,
     /// The headers.
     pub headers: HeaderMap,
+    /// Who calls.
+    pub peer: Option<SocketAddr>,
 }
 
 /// Answers requests.
@@ -116,9 +118,9 @@ impl Server {
         let (name, connections) = (self.name, tracker.clone());
         tracker.spawn(name, async move {
             let listener = self.listener;
-            let serve = |(stream, _peer)| {
+            let serve = |(stream, peer)| {
                 let (handler, cancel) = (handler.clone(), cancel.child());
-                connections.spawn(name, connection(name, stream, handler, cancel));
+                connections.spawn(name, connection(name, stream, peer, handler, cancel));
             };
             if let Err(error) = accept_loop(name, || listener.accept(), serve, &cancel).await {
                 tracing::error!(server = name, %error, "server stopped");
@@ -127,10 +129,10 @@ impl Server {
     }
 }
 
-async fn connection(name: &'static str, stream: TcpStream, handler: Handler, cancel: Cancel) {
+async fn connection(name: &'static str, stream: TcpStream, peer: SocketAddr, handler: Handler, cancel: Cancel) {
     let service = service_fn(move |request| {
         let handler = handler.clone();
-        async move { Ok::<_, Infallible>(handler(read(request)).await) }
+        async move { Ok::<_, Infallible>(handler(read(request, peer)).await) }
     });
     let mut connection = std::pin::pin!(
         hyper::server::conn::http1::Builder::new()
@@ -155,13 +157,14 @@ async fn connection(name: &'static str, stream: TcpStream, handler: Handler, can
     }
 }
 
-fn read(request: http::Request<Incoming>) -> Request {
+fn read(request: http::Request<Incoming>, peer: SocketAddr) -> Request {
     let (parts, _body) = request.into_parts();
     Request {
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().map(parse_query).unwrap_or_default(),
         method: parts.method,
         headers: parts.headers,
+        peer: Some(peer),
     }
 }
 

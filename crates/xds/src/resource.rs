@@ -1,86 +1,125 @@
 //! The set of resources that a server offers: cheap to snapshot, cheap to compare with an older snapshot.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod delta;
+mod tree;
+pub(crate) mod wire;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
 use prost::Message;
-use prost_types::Any;
 use xxhash_rust::xxh64::xxh64;
+
+pub use self::delta::Delta;
+use self::delta::Deltas;
+pub(crate) use self::tree::Walk;
+use self::tree::{Keyed, Tree};
+use self::wire::Entry;
 
 /// One resource, ready to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {
+    /// The type of its message.
+    pub type_url: Arc<str>,
     /// Its name, unique in its type.
     pub name: Arc<str>,
-    /// What changes when the resource does: the xxhash64 of its serialized form, in hex, as istiod has it.
-    pub version: Arc<str>,
+    /// What changes when the resource does.
+    pub version: Version,
     /// Other names by which an on-demand client may ask for it, such as `<network>/<ip>`.
-    pub aliases: Vec<String>,
+    pub aliases: Box<[Box<str>]>,
     /// Names whose on-demand subscribers get this one as well: a workload follows its services.
-    pub follows: Vec<String>,
+    pub follows: Box<[Arc<str>]>,
     /// The node whose on-demand clients get it unasked.
-    pub node: Option<String>,
-    /// The serialized message and its type.
-    pub body: Any,
+    pub node: Option<Arc<str>>,
+    /// The serialized message.
+    pub body: Bytes,
+}
+
+/// The version of a resource: the xxhash64 of its serialized form, in hex, as istiod has it. The same after a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(u64);
+
+impl Version {
+    /// That of these bytes.
+    pub fn of(serialized: &[u8]) -> Self {
+        Self(xxh64(serialized, 0))
+    }
+
+    /// Reads what [`fmt::Display`] writes; `None` for anything else, which is then no version of ours.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_hex = text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        let is_bare = text.len() == 1 || !text.starts_with('0');
+        (is_hex && is_bare).then(|| u64::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
 }
 
 impl Resource {
     /// A resource of `type_url` that carries `message`.
-    pub fn new(type_url: &str, name: impl Into<Arc<str>>, message: &impl Message) -> Self {
+    pub fn new(type_url: impl Into<Arc<str>>, name: impl Into<Arc<str>>, message: &impl Message) -> Self {
         Self::from_bytes(type_url, name, message.encode_to_vec())
     }
 
     /// A resource of `type_url` whose message is already serialized.
-    pub fn from_bytes(type_url: &str, name: impl Into<Arc<str>>, value: Vec<u8>) -> Self {
+    pub fn from_bytes(type_url: impl Into<Arc<str>>, name: impl Into<Arc<str>>, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
         Self {
+            type_url: type_url.into(),
             name: name.into(),
-            version: version(&value),
-            aliases: Vec::new(),
-            follows: Vec::new(),
+            version: Version::of(&body),
+            aliases: Box::default(),
+            follows: Box::default(),
             node: None,
-            body: Any { type_url: type_url.to_owned(), value },
+            body,
         }
-    }
-
-    /// With a version of its own, such as that of the Address which a Workload is part of.
-    #[must_use]
-    pub fn with_version(mut self, version: impl Into<Arc<str>>) -> Self {
-        self.version = version.into();
-        self
     }
 
     /// With other names for on-demand clients.
     #[must_use]
     pub fn with_aliases(mut self, aliases: Vec<String>) -> Self {
-        self.aliases = aliases;
+        self.aliases = aliases.into_iter().map(String::into_boxed_str).collect();
         self
     }
 
     /// With names whose on-demand subscribers get it as well.
     #[must_use]
-    pub fn with_follows(mut self, follows: Vec<String>) -> Self {
-        self.follows = follows;
+    pub fn with_follows(mut self, follows: Vec<Arc<str>>) -> Self {
+        self.follows = follows.into();
         self
     }
 
     /// With the node whose on-demand clients get it unasked.
     #[must_use]
-    pub fn with_node(mut self, node: impl Into<String>) -> Self {
+    pub fn with_node(mut self, node: impl Into<Arc<str>>) -> Self {
         self.node = Some(node.into());
         self
     }
 
-    fn index_keys(&self) -> impl Iterator<Item = IndexKey> {
-        let aliases = self.aliases.iter().map(|a| IndexKey::Alias(a.as_str().into()));
-        let follows = self.follows.iter().map(|f| IndexKey::Follows(f.as_str().into()));
-        let node = self.node.iter().map(|n| IndexKey::Node(n.as_str().into()));
-        aliases.chain(follows).chain(node)
+    fn marks(&self) -> impl Iterator<Item = Mark> {
+        let aliases = self.aliases.iter().map(|alias| Mark::alias(alias));
+        let follows = self.follows.iter().map(|name| Mark::follows(name));
+        aliases.chain(follows).chain(self.node.iter().map(|node| Mark::node(node)))
     }
 }
 
-/// The version of a serialized resource.
-pub fn version(serialized: &[u8]) -> Arc<str> {
-    format!("{:x}", xxh64(serialized, 0)).into()
+impl Keyed for Arc<Resource> {
+    type Key = str;
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+
+    fn hash(key: &str) -> u64 {
+        xxh64(key.as_bytes(), 0)
+    }
 }
 
 /// All resources, by type and name. Clones are cheap and share what neither has changed since.
@@ -92,16 +131,15 @@ pub struct ResourceSet {
 impl ResourceSet {
     /// An empty set that serves these types. A request for any other type is refused.
     pub fn of_types<'a>(types: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { types: types.into_iter().map(|t| (t.into(), TypeSet::default())).collect() }
+        let named = |t: &str| (Arc::<str>::from(t), TypeSet::new(t.into()));
+        Self { types: types.into_iter().map(named).collect() }
     }
 
-    /// Adds or replaces a resource; says whether anything changed. Its type is its body's.
+    /// Adds or replaces a resource; says whether anything changed.
     pub fn upsert(&mut self, resource: Resource) -> bool {
-        let type_url = resource.body.type_url.as_str();
-        if !self.types.contains_key(type_url) {
-            self.types.insert(type_url.into(), TypeSet::default());
-        }
-        self.types.get_mut(type_url).is_some_and(|set| set.upsert(Arc::new(resource)))
+        let type_url = Arc::clone(&resource.type_url);
+        let set = self.types.entry(type_url).or_insert_with_key(|type_url| TypeSet::new(Arc::clone(type_url)));
+        set.upsert(resource)
     }
 
     /// Removes a resource; says whether it was there.
@@ -125,157 +163,231 @@ impl ResourceSet {
     }
 }
 
-// 256 parts: a change among 100 000 resources copies some 400 pointers, and a comparison of snapshots looks at 256.
-const SHARDS: usize = 256;
-
-type Shards<K, V> = Arc<Vec<Arc<BTreeMap<K, V>>>>;
-
-/// The resources of one type. A clone is one pointer.
+/// The resources of one type. A clone is a few pointers.
 #[derive(Clone, Debug)]
 pub struct TypeSet {
-    by_name: Shards<Arc<str>, Arc<Resource>>,
-    index: Shards<IndexKey, Vec<Arc<str>>>,
+    type_url: Arc<str>,
+    /// Another for each content; clones have the same.
+    id: u64,
+    by_name: Tree<Arc<Resource>>,
+    by_mark: Tree<Marked>,
+    /// Bytes that all of it takes in a response.
+    encoded_len: usize,
+    deltas: Arc<Deltas>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum IndexKey {
-    Alias(Box<str>),
-    Follows(Box<str>),
-    Node(Box<str>),
+/// No two contents have one id, in whatever set they are.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 
-impl Default for TypeSet {
-    fn default() -> Self {
-        Self { by_name: empty_shards(), index: empty_shards() }
+/// By what else a resource is found, as a hash: what is found is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Mark(u64);
+
+impl Mark {
+    fn alias(text: &str) -> Self {
+        Self(xxh64(text.as_bytes(), 1))
+    }
+
+    fn follows(text: &str) -> Self {
+        Self(xxh64(text.as_bytes(), 2))
+    }
+
+    fn node(text: &str) -> Self {
+        Self(xxh64(text.as_bytes(), 3))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Marked {
+    mark: Mark,
+    resources: Members,
+}
+
+/// Most aliases have one resource; a node or a service may have thousands.
+#[derive(Clone, Debug)]
+enum Members {
+    One(Arc<Resource>),
+    Many(Tree<Arc<Resource>>),
+}
+
+impl Keyed for Marked {
+    type Key = Mark;
+
+    fn key(&self) -> &Mark {
+        &self.mark
+    }
+
+    fn hash(key: &Mark) -> u64 {
+        key.0
     }
 }
 
 impl PartialEq for TypeSet {
     fn eq(&self, other: &Self) -> bool {
-        self.same(other) || self.by_name == other.by_name
+        let equals = |r: &Arc<Resource>| other.get(&r.name).is_some_and(|o| o == r);
+        self.same(other) || (self.len() == other.len() && self.iter().all(equals))
     }
 }
 
 impl TypeSet {
+    fn new(type_url: Arc<str>) -> Self {
+        Self {
+            type_url,
+            id: next_id(),
+            by_name: Tree::default(),
+            by_mark: Tree::default(),
+            encoded_len: 0,
+            deltas: Arc::default(),
+        }
+    }
+
+    /// The type.
+    pub fn type_url(&self) -> &Arc<str> {
+        &self.type_url
+    }
+
     /// One resource, by its name.
     pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
-        self.by_name[shard(name)].get(name)
+        self.by_name.get(name)
     }
 
     /// All resources, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.by_name.iter().flat_map(|shard| shard.values())
+        self.by_name.iter()
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.by_name.iter().map(|shard| shard.len()).sum()
+        self.by_name.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.by_name.iter().all(|shard| shard.is_empty())
+        self.len() == 0
     }
 
     /// Resources that have `alias`, sorted by name.
-    pub fn by_alias<'a>(&'a self, alias: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.indexed(IndexKey::Alias(alias.into()))
+    pub fn by_alias(&self, alias: &str) -> Vec<&Arc<Resource>> {
+        self.marked(Mark::alias(alias), |r| r.aliases.iter().any(|a| **a == *alias))
     }
 
     /// Resources that follow `name`, sorted by name.
-    pub fn followers<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.indexed(IndexKey::Follows(name.into()))
+    pub fn followers(&self, name: &str) -> Vec<&Arc<Resource>> {
+        self.marked(Mark::follows(name), |r| r.follows.iter().any(|f| **f == *name))
     }
 
     /// Resources of `node`, sorted by name.
-    pub fn on_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.indexed(IndexKey::Node(node.into()))
+    pub fn on_node(&self, node: &str) -> Vec<&Arc<Resource>> {
+        self.marked(Mark::node(node), |r| r.node.as_deref() == Some(node))
     }
 
     /// Whether both are the same snapshot; equal sets that were built apart may say no.
     pub fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.by_name, &other.by_name)
+        self.id == other.id
     }
 
-    /// What leads from `older` to this set: resources new or changed, and names that are gone; both sorted.
-    /// Parts that the two share are not looked at.
-    pub fn since<'a>(&'a self, older: &'a Self) -> (Vec<&'a Arc<Resource>>, Vec<&'a str>) {
-        let (mut changed, mut gone) = (Vec::new(), Vec::new());
-        for (new, old) in self.by_name.iter().zip(older.by_name.iter()) {
-            if Arc::ptr_eq(new, old) {
-                continue;
-            }
-            let is_new = |r: &&Arc<Resource>| old.get(&r.name).is_none_or(|o| o.version != r.version);
-            changed.extend(new.values().filter(is_new));
-            gone.extend(old.keys().filter(|name| !new.contains_key(*name)).map(|n| &**n));
+    /// What leads from `older` to this set. Parts that the two share are not looked at, and whoever asks after the
+    /// first gets what was found then.
+    pub fn since(&self, older: &Self) -> Arc<Delta> {
+        if self.same(older) {
+            return Arc::default();
         }
-        changed.sort_by(|a, b| a.name.cmp(&b.name));
-        gone.sort_unstable();
-        (changed, gone)
+        self.deltas.from(older.id, || Delta::between(older, self))
     }
 
-    fn indexed(&self, key: IndexKey) -> impl Iterator<Item = &Arc<Resource>> {
-        let names = self.index[index_shard(&key)].get(&key);
-        names.into_iter().flatten().filter_map(|name| self.get(name))
+    pub(crate) fn encoded_len(&self) -> usize {
+        self.encoded_len
     }
 
-    fn upsert(&mut self, resource: Arc<Resource>) -> bool {
-        let old = self.get(&resource.name);
-        if old.is_some_and(|old| **old == *resource) {
+    pub(crate) fn walk(&self) -> Walk<Arc<Resource>> {
+        self.by_name.walk()
+    }
+
+    fn marked(&self, mark: Mark, is_meant: impl Fn(&Resource) -> bool) -> Vec<&Arc<Resource>> {
+        let mut found: Vec<&Arc<Resource>> = match self.by_mark.get(&mark).map(|m| &m.resources) {
+            None => Vec::new(),
+            Some(Members::One(one)) => vec![one],
+            Some(Members::Many(many)) => many.iter().collect(),
+        };
+        found.retain(|r| is_meant(r));
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    fn upsert(&mut self, resource: Resource) -> bool {
+        if self.get(&resource.name).is_some_and(|old| **old == resource) {
             return false;
         }
-        if let Some(old) = old.cloned() {
-            self.unindex(&old);
+        let resource = Arc::new(resource);
+        self.changed();
+        self.encoded_len += Entry::plain(&resource).len();
+        let old = self.by_name.insert(Arc::clone(&resource));
+        if let Some(old) = &old {
+            self.encoded_len -= Entry::plain(old).len();
         }
-        for key in resource.index_keys() {
-            let part = part_mut(&mut self.index, index_shard(&key));
-            let names = part.entry(key).or_default();
-            if let Err(at) = names.binary_search(&resource.name) {
-                names.insert(at, resource.name.clone());
+        for mark in old.iter().flat_map(|old| old.marks()) {
+            if resource.marks().all(|new| new != mark) {
+                self.unmark(mark, &resource.name);
             }
         }
-        part_mut(&mut self.by_name, shard(&resource.name)).insert(resource.name.clone(), resource);
+        resource.marks().for_each(|mark| self.mark(mark, &resource));
         true
     }
 
     fn remove(&mut self, name: &str) -> bool {
-        let Some(old) = self.get(name).cloned() else {
+        let Some(old) = self.by_name.remove(name) else {
             return false;
         };
-        self.unindex(&old);
-        part_mut(&mut self.by_name, shard(name)).remove(name);
+        self.changed();
+        self.encoded_len -= Entry::plain(&old).len();
+        old.marks().for_each(|mark| self.unmark(mark, name));
         true
     }
 
-    fn unindex(&mut self, resource: &Resource) {
-        for key in resource.index_keys() {
-            let part = part_mut(&mut self.index, index_shard(&key));
-            if let Some(names) = part.get_mut(&key) {
-                names.retain(|name| *name != resource.name);
-                if names.is_empty() {
-                    part.remove(&key);
-                }
-            }
+    fn changed(&mut self) {
+        self.id = next_id();
+        // A snapshot may have the same; what was found for it is of no use here.
+        match Arc::get_mut(&mut self.deltas) {
+            Some(own) => *own = Deltas::default(),
+            None => self.deltas = Arc::default(),
         }
     }
-}
 
-fn empty_shards<K, V>() -> Shards<K, V> {
-    let empty = Arc::new(BTreeMap::new());
-    Arc::new((0..SHARDS).map(|_| Arc::clone(&empty)).collect())
-}
+    fn mark(&mut self, mark: Mark, resource: &Arc<Resource>) {
+        let one = Members::One(Arc::clone(resource));
+        let resources = match self.by_mark.get(&mark).map(|m| m.resources.clone()) {
+            None => one,
+            Some(Members::One(old)) if old.name == resource.name => one,
+            Some(Members::One(old)) => {
+                let mut many = Tree::default();
+                many.insert(old);
+                many.insert(Arc::clone(resource));
+                Members::Many(many)
+            }
+            Some(Members::Many(mut many)) => {
+                many.insert(Arc::clone(resource));
+                Members::Many(many)
+            }
+        };
+        self.by_mark.insert(Marked { mark, resources });
+    }
 
-fn part_mut<K: Clone + Ord, V: Clone>(shards: &mut Shards<K, V>, at: usize) -> &mut BTreeMap<K, V> {
-    Arc::make_mut(&mut Arc::make_mut(shards)[at])
-}
-
-fn shard(name: &str) -> usize {
-    (xxh64(name.as_bytes(), 0) % SHARDS as u64) as usize
-}
-
-fn index_shard(key: &IndexKey) -> usize {
-    let (IndexKey::Alias(text) | IndexKey::Follows(text) | IndexKey::Node(text)) = key;
-    shard(text)
+    fn unmark(&mut self, mark: Mark, name: &str) {
+        match self.by_mark.get(&mark).map(|m| m.resources.clone()) {
+            Some(Members::One(one)) if *one.name == *name => drop(self.by_mark.remove(&mark)),
+            Some(Members::Many(mut many)) => {
+                many.remove(name);
+                let only = (many.len() == 1).then(|| many.iter().next().cloned()).flatten();
+                let resources = only.map_or(Members::Many(many), Members::One);
+                self.by_mark.insert(Marked { mark, resources });
+            }
+            Some(Members::One(_)) | None => {}
+        }
+    }
 }
 
 #[cfg(test)]

@@ -158,7 +158,9 @@ impl Scripted {
 
     /// Why the one client has refused its last response of a type; `None` if it took it, or has not answered yet.
     fn rejected(&self, type_url: &str) -> Option<String> {
-        self.clients.list().first()?.types.get(type_url)?.rejected.clone()
+        let all = self.clients.list();
+        let info = all.first()?.types.get(type_url)?;
+        info.last_nack.clone().filter(|_| info.is_rejected).map(|nack| nack.reason)
     }
 
     fn answered(&self, type_url: &str) -> bool {
@@ -198,7 +200,7 @@ async fn fetch_all(address: String, node: Node, token: &str) -> Result<ResourceS
         let response = responses.message().await?.context("an answer")?;
         for wire::Resource { name, aliases, resource, .. } in response.resources {
             let body = resource.context("a body")?;
-            set.upsert(Resource::from_bytes(&response.type_url, name, body.value).with_aliases(aliases));
+            set.upsert(Resource::from_bytes(response.type_url.as_str(), name, body.value).with_aliases(aliases));
         }
     }
     Ok(set)

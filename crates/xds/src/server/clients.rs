@@ -1,10 +1,12 @@
-//! Who is connected, and what they made of what they were sent: for a debug page.
+//! Who is connected, and what they made of what they were sent: for debug pages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
+
+use super::node::NodeInfo;
 
 /// All clients of a server. Clones are the same table.
 #[derive(Clone, Debug, Default)]
@@ -19,8 +21,8 @@ struct Table {
 /// One connected client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientInfo {
-    /// Its node id.
-    pub id: String,
+    /// What it says that it is.
+    pub node: NodeInfo,
     /// Where it calls from.
     pub peer: String,
     /// Since when.
@@ -36,8 +38,48 @@ pub struct TypeInfo {
     pub sent: u64,
     /// Responses that it took or refused.
     pub answered: u64,
-    /// Why it refused one, if the last answer did.
-    pub rejected: Option<String>,
+    /// The last response, by its nonce, and which generation of the resources it brought the client to.
+    pub last_sent: Option<Stamp>,
+    /// The last one that it took or refused.
+    pub last_answered: Option<Stamp>,
+    /// When it was made.
+    pub sent_at: Option<Instant>,
+    /// Since when a response waits for an answer.
+    pub waiting_since: Option<Instant>,
+    /// The last refusal.
+    pub last_nack: Option<Nack>,
+    /// Whether it is the last answer.
+    pub is_rejected: bool,
+}
+
+/// A response.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Unique on its stream.
+    pub nonce: String,
+    /// See [`super::Source::subscribe`].
+    pub generation: u64,
+}
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nack {
+    /// When it came.
+    pub at: SystemTime,
+    /// In the client's words.
+    pub reason: String,
+}
+
+/// More of a client's words is not kept.
+const MAX_REASON: usize = 1024;
+/// Responses that wait for an answer and are told apart.
+const MAX_WAITING: usize = 64;
+
+impl TypeInfo {
+    /// How long the client has owed an answer.
+    pub fn lag(&self) -> Duration {
+        self.waiting_since.map(|since| since.elapsed()).unwrap_or_default()
+    }
 }
 
 impl Clients {
@@ -46,13 +88,14 @@ impl Clients {
         self.0.lock().clients.values().cloned().collect()
     }
 
-    pub(super) fn connected(&self, id: &str, peer: &str) -> ClientGuard {
+    pub(super) fn connected(&self, node: &NodeInfo, peer: &str) -> ClientGuard {
         let mut table = self.0.lock();
         let key = table.next;
         table.next += 1;
-        let (id, peer) = (id.to_owned(), peer.to_owned());
-        table.clients.insert(key, ClientInfo { id, peer, since: SystemTime::now(), types: BTreeMap::new() });
-        ClientGuard { table: self.clone(), key }
+        let info =
+            ClientInfo { node: node.clone(), peer: peer.to_owned(), since: SystemTime::now(), types: BTreeMap::new() };
+        table.clients.insert(key, info);
+        ClientGuard { table: self.clone(), key, waiting: BTreeMap::new() }
     }
 }
 
@@ -61,17 +104,41 @@ impl Clients {
 pub(super) struct ClientGuard {
     table: Clients,
     key: u64,
+    /// Responses without an answer, oldest first.
+    waiting: BTreeMap<String, Vec<(Stamp, Instant)>>,
 }
 
 impl ClientGuard {
-    pub(super) fn sent(&self, type_url: &str) {
-        self.change(type_url, |info| info.sent += 1);
+    pub(super) fn sent(&mut self, type_url: &str, nonce: &str, generation: u64) {
+        let stamp = Stamp { nonce: nonce.to_owned(), generation };
+        let waiting = self.waiting.entry(type_url.to_owned()).or_default();
+        if waiting.len() < MAX_WAITING {
+            waiting.push((stamp.clone(), Instant::now()));
+        }
+        let since = waiting.first().map(|(_, at)| *at);
+        self.change(type_url, |info| {
+            info.sent += 1;
+            info.last_sent = Some(stamp);
+            info.sent_at = Some(Instant::now());
+            info.waiting_since = since;
+        });
     }
 
-    pub(super) fn answered(&self, type_url: &str, rejected: Option<&str>) {
+    /// Of the response with this nonce and those before it.
+    pub(super) fn answered(&mut self, type_url: &str, nonce: &str, rejected: Option<&str>) {
+        let waiting = self.waiting.entry(type_url.to_owned()).or_default();
+        let at = waiting.iter().position(|(stamp, _)| stamp.nonce == nonce);
+        let stamp = at.and_then(|at| waiting.drain(..=at).next_back()).map(|(stamp, _)| stamp);
+        let since = waiting.first().map(|(_, at)| *at);
         self.change(type_url, |info| {
             info.answered += 1;
-            info.rejected = rejected.map(str::to_owned);
+            info.last_answered = stamp.or_else(|| info.last_answered.take());
+            info.waiting_since = since;
+            info.is_rejected = rejected.is_some();
+            if let Some(reason) = rejected {
+                let reason = reason.chars().take(MAX_REASON).collect();
+                info.last_nack = Some(Nack { at: SystemTime::now(), reason });
+            }
         });
     }
 
@@ -92,18 +159,27 @@ impl Drop for ClientGuard {
 mod tests {
     use super::*;
 
+    fn node(id: &str) -> NodeInfo {
+        NodeInfo { id: id.to_owned(), ..NodeInfo::default() }
+    }
+
     #[test]
     fn a_client_is_listed_while_it_is_there() {
         let clients = Clients::default();
-        let (first, second) = (clients.connected("a", "1"), clients.connected("b", "2"));
-        first.sent("t");
-        first.sent("t");
-        first.answered("t", Some("bad"));
-        let list = clients.list();
-        assert_eq!(list.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(list[0].types["t"], TypeInfo { sent: 2, answered: 1, rejected: Some("bad".into()) });
-        first.answered("t", None);
-        assert_eq!(clients.list()[0].types["t"].rejected, None);
+        let (mut first, second) = (clients.connected(&node("a"), "1"), clients.connected(&node("b"), "2"));
+        first.sent("t", "1", 7);
+        first.sent("t", "2", 8);
+        assert_eq!(clients.list().iter().map(|c| c.node.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        let info = || clients.list()[0].types["t"].clone();
+        assert!(info().waiting_since.is_some() && info().last_answered.is_none());
+        first.answered("t", "1", Some("bad"));
+        assert_eq!((info().sent, info().answered, info().is_rejected), (2, 1, true));
+        assert_eq!(info().last_answered, Some(Stamp { nonce: "1".into(), generation: 7 }));
+        assert!(info().waiting_since.is_some(), "the second is still out");
+        first.answered("t", "2", None);
+        assert!(!info().is_rejected && info().waiting_since.is_none() && info().lag() == Duration::ZERO);
+        assert_eq!(info().last_answered, info().last_sent);
+        assert_eq!(info().last_nack.unwrap().reason, "bad", "the last refusal stays to be read");
         drop(first);
         assert_eq!(clients.list().len(), 1);
         drop(second);

@@ -1,32 +1,34 @@
-//! The gRPC service: one task a stream, which follows the source at the client's own pace.
+//! The gRPC service: who calls, and a task for each stream.
 
-use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll};
 
-use aquifer_proto::xds::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use aquifer_runtime::{Cancel, Tracker};
-use prost::Message;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::server::NamedService;
 use tonic::transport::CertificateDer;
-use tonic::{Request, Response, Status, Streaming};
 
-use super::clients::{ClientGuard, Clients};
-use super::metrics::{ConnectionGuard, ServerMetrics};
-use super::node;
-use super::session::{Note, Refused, Session};
+use super::body::{Progress, ResponseBody};
+use super::clients::Clients;
+use super::limits::Limits;
+use super::metrics::ServerMetrics;
+use super::requests::{LargeRequests, Requests};
+use super::stream::{ClientStream, Peer};
 use crate::resource::ResourceSet;
 
 /// Where the resources come from.
 pub trait Source: Clone + Send + Sync + 'static {
     /// The current set.
     fn snapshot(&self) -> Arc<ResourceSet>;
-    /// Changes whenever there is a newer set.
+    /// Changes whenever there is a newer set: the number of its generation.
     fn subscribe(&self) -> watch::Receiver<u64>;
 }
 
@@ -77,6 +79,14 @@ impl Authenticate for AllowAnonymous {
     }
 }
 
+/// An extension of a request: the certificates with which its client proved itself to whoever ended its TLS.
+#[derive(Clone, Debug)]
+pub struct PeerCerts(pub Arc<Vec<CertificateDer<'static>>>);
+
+/// An extension of a request: forcing it ends the connection. Without it a client that reads nothing is left to TCP.
+#[derive(Clone, Debug)]
+pub struct Hangup(pub Cancel);
+
 /// The discovery service.
 #[derive(Clone)]
 pub struct Server<S> {
@@ -86,12 +96,9 @@ pub struct Server<S> {
     tracker: Tracker,
     cancel: Cancel,
     clients: Clients,
+    limits: Limits,
+    large: LargeRequests,
 }
-
-// A client that comes back names all that it holds: some 100 bytes for each of 100 000 resources and more.
-const MAX_REQUEST: usize = 64 * 1024 * 1024;
-// Answers that a client has asked for and not read yet; beyond it, no more requests of its are read.
-const MAX_UNREAD: usize = 32;
 
 impl<S: Source> Server<S> {
     /// A service whose streams are tasks of `tracker` and end with the drain of `cancel`.
@@ -102,7 +109,15 @@ impl<S: Source> Server<S> {
         tracker: Tracker,
         cancel: Cancel,
     ) -> Self {
-        Self { source, authenticate, metrics, tracker, cancel, clients: Clients::default() }
+        let (limits, large) = (Limits::default(), LargeRequests::default());
+        Self { source, authenticate, metrics, tracker, cancel, clients: Clients::default(), limits, large }
+    }
+
+    /// With other bounds.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// Who is connected.
@@ -110,177 +125,93 @@ impl<S: Source> Server<S> {
         self.clients.clone()
     }
 
-    /// As a tonic service.
-    pub fn into_service(self) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    /// As an HTTP service.
+    pub fn into_service(self) -> Discovery<S> {
+        Discovery(Arc::new(self))
     }
-}
 
-#[tonic::async_trait]
-impl<S: Source> AggregatedDiscoveryService for Server<S> {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let certs = request.peer_certs();
-        let caller = self.authenticate.authenticate(request.metadata(), certs).await?;
-        let peer = request.remote_addr().map(|a| a.to_string()).unwrap_or_default();
+    async fn open<B>(&self, request: Request<B>) -> Result<Response<tonic::body::Body>, Status>
+    where
+        B: http_body::Body + Send + 'static,
+        B::Error: fmt::Display,
+        B::Data: Send,
+    {
+        let (parts, body) = request.into_parts();
+        let hangup = parts.extensions.get::<Hangup>().cloned();
+        let certs = parts.extensions.get::<PeerCerts>().map(|certs| Arc::clone(&certs.0));
+        let call = tonic::Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, ());
+        let certs = certs.or_else(|| call.peer_certs());
+        let caller = self.authenticate.authenticate(call.metadata(), certs).await?;
+        let address = call.remote_addr().map(|a| a.to_string()).unwrap_or_default();
         // One place: what the client has not taken is not computed either.
-        let (out, responses) = mpsc::channel(1);
-        let changes = self.source.subscribe();
-        let stream = ClientStream {
-            current: self.source.snapshot(),
-            source: self.source.clone(),
-            changes,
-            caller,
-            peer,
-            metrics: self.metrics.clone(),
-            clients: self.clients.clone(),
-            client: None,
-            unread: VecDeque::new(),
+        let (out, answers) = mpsc::channel(1);
+        let progress = Arc::new(Progress::default());
+        let stream = ClientStream::new(
+            &self.source,
+            Peer { address, caller, hangup, progress: Arc::clone(&progress) },
+            self.metrics.clone(),
+            self.clients.clone(),
+            self.limits,
+        );
+        let (cancel, large) = (self.cancel.clone(), self.large.clone());
+        let spread = self.limits.drain_spread.mul_f64(rand::random());
+        let drained = async move {
+            cancel.drained().await;
+            tokio::select! {
+                () = cancel.forced() => {}
+                () = tokio::time::sleep(spread) => {}
+            }
         };
-        let cancel = self.cancel.clone();
         self.tracker.spawn("xds_stream", async move {
             tokio::select! {
                 biased; // An end that was asked for comes before more pushes. It ends the stream in good order.
-                () = cancel.drained() => {}
-                () = stream.run(request.into_inner(), out) => {}
+                () = drained => {}
+                () = stream.run(Requests::new(body, large), out) => {}
             }
         });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let mut response = Response::new(tonic::body::Body::new(ResponseBody::new(answers, progress)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        Ok(response)
     }
 }
 
-struct ClientStream<S> {
-    source: S,
-    changes: watch::Receiver<u64>,
-    /// The one snapshot that all types of this stream are answered from, replaced by a push of all of them.
-    current: Arc<ResourceSet>,
-    caller: Caller,
-    peer: String,
-    metrics: ServerMetrics,
-    clients: Clients,
-    /// There from the first request on.
-    client: Option<Client>,
-    unread: VecDeque<DeltaDiscoveryResponse>,
-}
+/// A [`Server`] as an HTTP service. It writes its responses by itself: generated code would hold each as a whole.
+pub struct Discovery<S>(Arc<Server<S>>);
 
-struct Client {
-    session: Session,
-    id: String,
-    _counted: ConnectionGuard,
-    listed: ClientGuard,
-}
-
-impl<S: Source> ClientStream<S> {
-    async fn run(
-        mut self,
-        mut requests: Streaming<DeltaDiscoveryRequest>,
-        out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    ) {
-        let mut waiting_since = None;
-        loop {
-            let result = tokio::select! {
-                place = out.reserve(), if !self.unread.is_empty() => {
-                    let (Ok(place), Some(response)) = (place, self.unread.pop_front()) else {
-                        break;
-                    };
-                    place.send(Ok(response));
-                    let since = waiting_since.take().unwrap_or_else(Instant::now);
-                    self.metrics.sent(since.elapsed().as_secs_f64());
-                    Ok(())
-                }
-                // Only an idle stream is pushed to: a slow client gets one push of all that changed meanwhile.
-                changed = self.changes.changed(), if self.unread.is_empty() => match changed {
-                    Ok(()) => {
-                        self.push();
-                        Ok(())
-                    }
-                    Err(_) => break, // The source is gone.
-                },
-                request = requests.message(), if self.unread.len() < MAX_UNREAD => match request {
-                    Ok(Some(request)) => self.request(request),
-                    Ok(None) => break,
-                    Err(status) => {
-                        tracing::debug!(peer = self.peer, error = status.message(), "xds stream lost");
-                        break;
-                    }
-                },
-                () = out.closed() => break,
-            };
-            if let Err(status) = result {
-                tracing::warn!(peer = self.peer, error = status.message(), "xds stream refused");
-                let _ = out.send(Err(status)).await;
-                return;
-            }
-            if !self.unread.is_empty() && waiting_since.is_none() {
-                waiting_since = Some(Instant::now());
-            }
-        }
-        let client = self.client.as_ref().map_or("", |client| &client.id);
-        tracing::info!(peer = self.peer, client, "xds client disconnected");
-    }
-
-    fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        if self.client.is_none() {
-            let node = node::check(request.node.as_ref(), &self.caller)?;
-            tracing::info!(peer = self.peer, client = node.id, "xds client connected");
-            self.client = Some(Client {
-                _counted: self.metrics.connected(node.version.as_deref()),
-                listed: self.clients.connected(&node.id, &self.peer),
-                session: Session::new(node.node_name),
-                id: node.id,
-            });
-        }
-        let Some(client) = &mut self.client else {
-            return Ok(());
-        };
-        let started = Instant::now();
-        let type_url = request.type_url.clone();
-        let handled =
-            client.session.handle(request, &self.current).map_err(|refused| refusal(&refused, &self.caller))?;
-        match &handled.note {
-            Note::Nacked(error) => {
-                self.metrics.rejected(&type_url);
-                client.listed.answered(&type_url, Some(error));
-                tracing::warn!(client = client.id, type_url, error, "xds response rejected");
-            }
-            Note::Stale => self.metrics.expired_nonce(&type_url),
-            Note::Acked => client.listed.answered(&type_url, None),
-            Note::Subscribed => {}
-        }
-        self.enqueue(handled.responses, started);
-        Ok(())
-    }
-
-    fn push(&mut self) {
-        self.current = self.source.snapshot();
-        let Some(client) = &mut self.client else {
-            return;
-        };
-        let started = Instant::now();
-        let responses = client.session.push(&self.current);
-        self.enqueue(responses, started);
-    }
-
-    fn enqueue(&mut self, responses: Vec<DeltaDiscoveryResponse>, started: Instant) {
-        for response in responses {
-            let seconds = started.elapsed().as_secs_f64();
-            self.metrics.built(&response.type_url, response.encoded_len(), seconds);
-            if let Some(client) = &self.client {
-                client.listed.sent(&response.type_url);
-            }
-            self.unread.push_back(response);
-        }
+impl<S> Clone for Discovery<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 
-fn refusal(refused: &Refused, caller: &Caller) -> Status {
-    match (refused, caller) {
-        // istiod answers so: types beyond the mesh's own are for callers that proved who they are.
-        (Refused::UnknownType(_), Caller::Anonymous) => Status::unauthenticated(refused.to_string()),
-        _ => Status::invalid_argument(refused.to_string()),
+impl<S> NamedService for Discovery<S> {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+impl<S, B> tower_service::Service<Request<B>> for Discovery<S>
+where
+    S: Source,
+    B: http_body::Body + Send + 'static,
+    B::Error: fmt::Display,
+    B::Data: Send,
+{
+    type Response = Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let server = Arc::clone(&self.0);
+        Box::pin(async move {
+            if request.uri().path() != METHOD {
+                return Ok(Status::unimplemented("only delta discovery is served").into_http());
+            }
+            Ok(server.open(request).await.unwrap_or_else(|status| status.into_http()))
+        })
     }
 }

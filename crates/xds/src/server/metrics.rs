@@ -21,6 +21,9 @@ pub struct ServerMetrics {
     push_seconds: Family<TypeLabels, Histogram, fn() -> Histogram>,
     config_bytes: Family<TypeLabels, Histogram, fn() -> Histogram>,
     send_seconds: Histogram,
+    convergence_seconds: Histogram,
+    write_timeouts: Count,
+    delayed: Count,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,6 +38,7 @@ struct TypeLabels {
 
 // istiod's buckets.
 const SECONDS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+const CONVERGENCE_SECONDS: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
 const BYTES: [f64; 7] = [1.0, 10_000.0, 1e6, 4e6, 10e6, 40e6, 100e6];
 
 impl Default for ServerMetrics {
@@ -47,6 +51,9 @@ impl Default for ServerMetrics {
             push_seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             config_bytes: Family::new_with_constructor(|| Histogram::new(BYTES)),
             send_seconds: Histogram::new(SECONDS),
+            convergence_seconds: Histogram::new(CONVERGENCE_SECONDS),
+            write_timeouts: Count::default(),
+            delayed: Count::default(),
         }
     }
 }
@@ -67,6 +74,12 @@ impl ServerMetrics {
         registry.register("pilot_xds_config_size_bytes", help, m.config_bytes.clone());
         let help = "Seconds until a client took a response";
         registry.register("pilot_xds_send_time", help, m.send_seconds.clone());
+        let help = "Seconds from a publication until a client took what it changed";
+        registry.register("pilot_proxy_convergence_time", help, m.convergence_seconds.clone());
+        let help = "Clients disconnected because they read nothing";
+        registry.register("pilot_xds_write_timeout", help, m.write_timeouts.clone());
+        let help = "Requests that waited because their client asks too much";
+        registry.register("aquifer_xds_delayed_requests", help, m.delayed.clone());
         m
     }
 
@@ -87,6 +100,18 @@ impl ServerMetrics {
 
     pub(super) fn sent(&self, seconds: f64) {
         self.send_seconds.observe(seconds);
+    }
+
+    pub(super) fn converged(&self, seconds: f64) {
+        self.convergence_seconds.observe(seconds);
+    }
+
+    pub(super) fn write_timeout(&self) {
+        self.write_timeouts.inc();
+    }
+
+    pub(super) fn delayed(&self) {
+        self.delayed.inc();
     }
 
     pub(super) fn rejected(&self, type_url: &str) {

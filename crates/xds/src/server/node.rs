@@ -20,8 +20,17 @@ pub struct NodeInfo {
     pub namespace: String,
     /// The Kubernetes node it runs on, for on-demand clients.
     pub node_name: Option<String>,
-    /// ISTIO_VERSION, for metrics.
+    /// ISTIO_VERSION, for metrics and debug pages.
     pub version: Option<String>,
+    /// CLUSTER_ID.
+    pub cluster_id: Option<String>,
+}
+
+impl NodeInfo {
+    /// `<name>.<namespace>`, as the id has it.
+    pub fn name(&self) -> &str {
+        self.id.split('~').nth(2).unwrap_or_default()
+    }
 }
 
 /// Reads the node of a first request and holds it against who the caller proved to be.
@@ -58,6 +67,7 @@ pub fn check(node: Option<&Node>, caller: &Caller) -> Result<NodeInfo, Status> {
         namespace,
         node_name: field("NODE_NAME"),
         version: field("ISTIO_VERSION"),
+        cluster_id: field("CLUSTER_ID"),
     })
 }
 
@@ -111,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_the_server_needs_is_read() {
-        let metadata = &[("NODE_NAME", "node1"), ("ISTIO_VERSION", "1.32")];
+        let metadata = &[("NODE_NAME", "node1"), ("ISTIO_VERSION", "1.32"), ("CLUSTER_ID", "c1")];
         let got = check(Some(&node(ID, metadata)), &Caller::Anonymous).unwrap();
         let expect = NodeInfo {
             id: ID.to_owned(),
@@ -119,6 +129,7 @@ mod tests {
             namespace: "istio-system".to_owned(),
             node_name: Some("node1".to_owned()),
             version: Some("1.32".to_owned()),
+            cluster_id: Some("c1".to_owned()),
         };
         assert_eq!(got, expect);
     }

@@ -1,18 +1,20 @@
 //! The server's side of delta discovery for one client, without IO.
 //!
-//! A wildcard type costs one pointer a client: the snapshot that it was last sent. An on-demand type costs the names
+//! A wildcard type costs a few pointers a client: the snapshot that it was last sent. An on-demand type costs the names
 //! that the client asked for and what it was sent.
 
 mod demand;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use aquifer_proto::type_url;
-use aquifer_proto::xds::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use aquifer_proto::xds::DeltaDiscoveryRequest;
 
-use self::demand::{Delta, OnDemand};
-use crate::resource::{Resource, ResourceSet, TypeSet};
+use self::demand::OnDemand;
+pub use super::answer::Answer;
+use super::answer::{Content, Half, Own};
+use crate::resource::{Resource, ResourceSet, TypeSet, Version};
 
 pub(super) const WILDCARD: &str = "*";
 
@@ -30,7 +32,7 @@ pub struct Session {
 struct TypeState {
     watched: Watched,
     /// Nonces of responses that are not acknowledged yet, oldest first.
-    outstanding: VecDeque<String>,
+    outstanding: VecDeque<u64>,
 }
 
 #[derive(Debug)]
@@ -54,12 +56,12 @@ pub enum Note {
 }
 
 /// What a request leads to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Handled {
     /// What it was.
     pub note: Note,
     /// What to send now.
-    pub responses: Vec<DeltaDiscoveryResponse>,
+    pub responses: Vec<Answer>,
 }
 
 /// A request that ends the stream.
@@ -71,14 +73,6 @@ pub enum Refused {
     /// It asks for a type that isn't served.
     #[error("type {0:?} is not served")]
     UnknownType(String),
-}
-
-/// Which half of a type's difference to send.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Half {
-    Both,
-    Upserts,
-    Removals,
 }
 
 impl Session {
@@ -111,7 +105,7 @@ impl Session {
     /// What to send now that `set` is current. Nothing if the client has it all.
     ///
     /// New policies go first and removed ones last, so that no workload ever names a policy that the client lacks.
-    pub fn push(&mut self, set: &ResourceSet) -> Vec<DeltaDiscoveryResponse> {
+    pub fn push(&mut self, set: &ResourceSet) -> Vec<Answer> {
         let order = self.order.clone();
         let (named, naming): (Vec<_>, Vec<_>) =
             order.into_iter().partition(|type_url| type_url == type_url::AUTHORIZATION);
@@ -121,25 +115,29 @@ impl Session {
         upserts.chain(both).chain(removals).filter_map(|(t, half)| self.diff(t, set, half)).collect()
     }
 
-    fn first(&mut self, request: DeltaDiscoveryRequest, current: &TypeSet) -> DeltaDiscoveryResponse {
+    fn first(&mut self, request: DeltaDiscoveryRequest, current: &TypeSet) -> Answer {
         let held = request.initial_resource_versions;
         let names = request.resource_names_subscribe;
         let gives_back = request.resource_names_unsubscribe.iter().any(|n| n == WILDCARD);
         let is_wildcard = !gives_back && (names.is_empty() || names.iter().any(|n| n == WILDCARD));
         let type_url = request.type_url;
-        let (watched, delta) = if is_wildcard {
-            (Watched::Wildcard(current.clone()), difference(&held, current))
+        let (watched, content) = if is_wildcard {
+            let content = match held.is_empty() {
+                true => Content::All(current.clone()),
+                false => Content::Own(difference(held.iter().map(|(n, v)| (n.as_str(), Version::parse(v))), current)),
+            };
+            (Watched::Wildcard(current.clone()), content)
         } else {
             let mut on_demand = OnDemand::new(self.node_name.clone(), held);
-            let delta = on_demand.subscribe(names, current);
-            (Watched::OnDemand(on_demand), delta)
+            let own = on_demand.subscribe(names, current);
+            (Watched::OnDemand(on_demand), Content::Own(own))
         };
         if !self.order.contains(&type_url) {
             self.order.push(type_url.clone());
         }
         let state = TypeState { watched, outstanding: VecDeque::new() };
-        self.types.insert(type_url.clone(), state);
-        self.respond(&type_url, delta)
+        self.types.insert(type_url, state);
+        self.respond(current, content)
     }
 
     fn acknowledge(&mut self, request: &DeltaDiscoveryRequest) -> Note {
@@ -147,8 +145,8 @@ impl Session {
             return Note::Stale;
         };
         if !request.response_nonce.is_empty() {
-            let sent = state.outstanding.iter().position(|n| *n == request.response_nonce);
-            let Some(at) = sent else {
+            let nonce: Option<u64> = request.response_nonce.parse().ok();
+            let Some(at) = state.outstanding.iter().position(|n| Some(*n) == nonce) else {
                 return Note::Stale;
             };
             state.outstanding.drain(..=at);
@@ -161,35 +159,30 @@ impl Session {
         }
     }
 
-    fn change_subscription(
-        &mut self,
-        request: DeltaDiscoveryRequest,
-        current: &TypeSet,
-    ) -> Option<DeltaDiscoveryResponse> {
+    fn change_subscription(&mut self, request: DeltaDiscoveryRequest, current: &TypeSet) -> Option<Answer> {
         let state = self.types.get_mut(&request.type_url)?;
         let mut subscribe = request.resource_names_subscribe;
         let mut unsubscribe = request.resource_names_unsubscribe;
         let takes = remove_wildcard(&mut subscribe);
         let gives_back = remove_wildcard(&mut unsubscribe);
-        let delta = match &mut state.watched {
+        let own = match &mut state.watched {
             Watched::Wildcard(_) if gives_back => {
                 let mut on_demand = OnDemand::new(self.node_name.clone(), BTreeMap::new());
-                let delta = on_demand.subscribe(subscribe, current);
+                let own = on_demand.subscribe(subscribe, current);
                 state.watched = Watched::OnDemand(on_demand);
-                delta
+                own
             }
             Watched::Wildcard(sent) => {
                 if subscribe.is_empty() {
                     return None;
                 }
                 // It has them, but an explicit question gets an answer.
-                let sent = sent.clone();
-                named(&subscribe, &sent)
+                named(&subscribe, sent)
             }
             Watched::OnDemand(on_demand) if takes && !gives_back => {
-                let delta = difference(&on_demand.held(), current);
+                let own = difference(on_demand.held().iter().map(|(n, v)| (&**n, *v)), current);
                 state.watched = Watched::Wildcard(current.clone());
-                delta
+                own
             }
             Watched::OnDemand(on_demand) => {
                 on_demand.unsubscribe(&unsubscribe, current);
@@ -199,56 +192,53 @@ impl Session {
                 on_demand.subscribe(subscribe, current)
             }
         };
-        Some(self.respond(&request.type_url, delta))
+        Some(self.respond(current, Content::Own(own)))
     }
 
-    fn diff(&mut self, type_url: &str, set: &ResourceSet, half: Half) -> Option<DeltaDiscoveryResponse> {
-        let empty = TypeSet::default();
-        let current = set.of_type(type_url).unwrap_or(&empty);
+    fn diff(&mut self, type_url: &str, set: &ResourceSet, half: Half) -> Option<Answer> {
+        let current = set.of_type(type_url)?;
         let state = self.types.get_mut(type_url)?;
-        let delta = match &mut state.watched {
+        let content = match &mut state.watched {
             Watched::Wildcard(sent) => {
                 if sent.same(current) {
                     return None;
                 }
-                let (changed, gone) = current.since(sent);
-                let delta = Delta::of(changed, gone.into_iter().map(str::to_owned).collect());
+                let delta = current.since(sent);
                 // The removals follow in this same push; until then `sent` is older than what the client has.
                 if half != Half::Upserts {
                     *sent = current.clone();
                 }
-                delta
+                let is_empty = match half {
+                    Half::Both => delta.is_empty(),
+                    Half::Upserts => delta.upserts.is_empty(),
+                    Half::Removals => delta.removed.is_empty(),
+                };
+                (!is_empty).then_some(Content::Shared(delta, half))?
             }
-            Watched::OnDemand(on_demand) => on_demand.diff(current, half != Half::Upserts),
+            Watched::OnDemand(on_demand) => {
+                let mut own = on_demand.diff(current, half != Half::Upserts);
+                match half {
+                    Half::Both => {}
+                    Half::Upserts => own.removed.clear(),
+                    Half::Removals => own.upserts.clear(),
+                }
+                (!own.is_empty()).then_some(Content::Own(own))?
+            }
         };
-        let delta = match half {
-            Half::Both => delta,
-            Half::Upserts => Delta { removed: Vec::new(), ..delta },
-            Half::Removals => Delta { upserts: Vec::new(), ..delta },
-        };
-        (!delta.is_empty()).then(|| self.respond(type_url, delta))
+        Some(self.respond(current, content))
     }
 
-    fn respond(&mut self, type_url: &str, delta: Delta) -> DeltaDiscoveryResponse {
+    fn respond(&mut self, of: &TypeSet, content: Content) -> Answer {
         self.last_nonce += 1;
-        let nonce = self.last_nonce.to_string();
-        let mut with_aliases = false;
-        if let Some(state) = self.types.get_mut(type_url) {
-            state.outstanding.push_back(nonce.clone());
+        let nonce = self.last_nonce;
+        if let Some(state) = self.types.get_mut(&**of.type_url()) {
+            state.outstanding.push_back(nonce);
             // A client that never acknowledges must not cost memory without end.
             if state.outstanding.len() > MAX_OUTSTANDING {
                 state.outstanding.pop_front();
             }
-            with_aliases = matches!(state.watched, Watched::OnDemand(_));
         }
-        let to_wire = |(name, resource)| wire(name, resource, with_aliases);
-        DeltaDiscoveryResponse {
-            type_url: type_url.to_owned(),
-            nonce,
-            resources: delta.upserts.into_iter().map(to_wire).collect(),
-            removed_resources: delta.removed,
-            ..Default::default()
-        }
+        Answer { type_url: Arc::clone(of.type_url()), nonce: nonce.to_string(), content }
     }
 }
 
@@ -261,36 +251,35 @@ fn remove_wildcard(names: &mut Vec<String>) -> bool {
 }
 
 /// What leads from what a client says it holds to all of `current`.
-fn difference(held: &BTreeMap<String, String>, current: &TypeSet) -> Delta {
-    let mut changed: Vec<_> =
-        current.iter().filter(|r| held.get(&*r.name).is_none_or(|version| **version != *r.version)).collect();
-    changed.sort_by(|a, b| a.name.cmp(&b.name));
-    let gone = held.keys().filter(|name| current.get(name).is_none()).cloned().collect();
-    Delta::of(changed, gone)
+fn difference<'a>(held: impl Iterator<Item = (&'a str, Option<Version>)>, current: &TypeSet) -> Own {
+    // What is held as it is: by address, which is 8 bytes for each instead of a name.
+    let (mut same, mut removed) = (HashSet::new(), Vec::new());
+    for (name, version) in held {
+        match current.get(name) {
+            Some(resource) if version == Some(resource.version) => drop(same.insert(Arc::as_ptr(resource))),
+            Some(_) => {}
+            None => removed.push(name.to_owned()),
+        }
+    }
+    let changed = current.iter().filter(|r| !same.contains(&Arc::as_ptr(r)));
+    let mut upserts: Vec<_> = changed.map(|r| (r.name.clone(), Arc::clone(r))).collect();
+    upserts.sort_by(|a, b| a.0.cmp(&b.0));
+    Own { upserts, removed, with_aliases: false }
 }
 
 /// An answer about these names alone.
-fn named(names: &[String], current: &TypeSet) -> Delta {
-    let mut delta = Delta::default();
+fn named(names: &[String], current: &TypeSet) -> Own {
+    let mut own = Own::default();
     for name in names {
-        let before = delta.upserts.len();
-        let found = current.get(name).into_iter().chain(current.by_alias(name));
-        delta.upserts.extend(found.map(|r| (r.name.clone(), r.clone())));
-        if delta.upserts.len() == before {
-            delta.removed.push(name.clone());
+        let before = own.upserts.len();
+        let mut found: Vec<&Arc<Resource>> = current.get(name).into_iter().collect();
+        found.extend(current.by_alias(name));
+        own.upserts.extend(found.into_iter().map(|r| (r.name.clone(), Arc::clone(r))));
+        if own.upserts.len() == before {
+            own.removed.push(name.clone());
         }
     }
-    delta
-}
-
-/// Only on-demand clients get aliases: the others have no use for them, and istiod sends them none.
-fn wire(name: Arc<str>, resource: Arc<Resource>, with_aliases: bool) -> xds::Resource {
-    xds::Resource {
-        version: resource.version.to_string(),
-        resource: Some(resource.body.clone()),
-        name: name.to_string(),
-        aliases: if with_aliases { resource.aliases.clone() } else { Vec::new() },
-    }
+    own
 }
 
 #[cfg(test)]

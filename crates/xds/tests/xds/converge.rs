@@ -7,7 +7,7 @@ use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use aquifer_xds::client::session::{Session as Client, Watch};
 use aquifer_xds::client::{Rejected, ResourceSink, ResourceUpdate};
 use aquifer_xds::resource::{Resource, ResourceSet};
-use aquifer_xds::server::session::Session as Server;
+use aquifer_xds::server::session::{Answer, Session as Server};
 use proptest::prelude::*;
 
 const NODE: &str = "node1";
@@ -132,7 +132,7 @@ impl World {
                 let value = vec![*body, policy.map_or(255, |p| p)];
                 let mut resource = Resource::from_bytes(ADDRESS, address_name(*name), value)
                     .with_aliases(alias.iter().map(|a| alias_name(*a)).collect())
-                    .with_follows(follows.iter().map(|f| address_name(*f)).collect());
+                    .with_follows(follows.iter().map(|f| address_name(*f).into()).collect());
                 if *here {
                     resource = resource.with_node(NODE);
                 }
@@ -164,19 +164,19 @@ impl World {
             .of_type(ADDRESS)
             .unwrap()
             .iter()
-            .filter(|r| r.body.value[1] != 255)
-            .filter(|r| set.get(AUTHORIZATION, &policy_name(r.body.value[1])).is_none())
+            .filter(|r| r.body[1] != 255)
+            .filter(|r| set.get(AUTHORIZATION, &policy_name(r.body[1])).is_none())
             .map(|r| r.name.clone())
             .collect();
         for name in dangling {
             set.remove(ADDRESS, &name);
         }
-        for bad in set.of_type(ADDRESS).unwrap().iter().filter(|r| r.body.value[0] == BAD) {
+        for bad in set.of_type(ADDRESS).unwrap().iter().filter(|r| r.body[0] == BAD) {
             self.ever_bad.insert(bad.name.to_string());
-            self.ever_bad.extend(bad.aliases.iter().cloned());
+            self.ever_bad.extend(bad.aliases.iter().map(|a| a.to_string()));
         }
         self.published = set;
-        self.to_client.extend(self.server.push(&self.published));
+        self.to_client.extend(self.server.push(&self.published).iter().map(Answer::to_message));
     }
 
     fn deliver_to_client(&mut self) {
@@ -200,7 +200,7 @@ impl World {
     fn deliver_to_server(&mut self) {
         if let Some(request) = self.to_server.pop_front() {
             let handled = self.server.handle(request, &self.published).unwrap();
-            self.to_client.extend(handled.responses);
+            self.to_client.extend(handled.responses.iter().map(Answer::to_message));
         }
     }
 
@@ -231,24 +231,24 @@ impl World {
         for type_url in [ADDRESS, AUTHORIZATION] {
             let set = self.published.of_type(type_url).unwrap();
             let wildcard = !(self.on_demand && type_url == ADDRESS);
-            for resource in set.iter().filter(|r| r.body.value[0] != BAD) {
+            for resource in set.iter().filter(|r| r.body[0] != BAD) {
                 let got = self.sink.0.get(&(type_url.to_owned(), resource.name.to_string()));
                 if wildcard || self.must_have(resource) {
-                    assert_eq!(got, Some(&resource.body.value), "{}", resource.name);
+                    assert_eq!(got.map(Vec::as_slice), Some(&resource.body[..]), "{}", resource.name);
                     let held = self.client.held(type_url).unwrap().get(&resource.name);
-                    assert_eq!(held.as_deref(), Some(&*resource.version));
+                    assert_eq!(held.as_deref(), Some(resource.version.to_string().as_str()));
                 }
             }
             // What was refused is not reported as held: after a reconnect it is offered again.
-            for resource in set.iter().filter(|r| r.body.value[0] == BAD) {
+            for resource in set.iter().filter(|r| r.body[0] == BAD) {
                 let held = self.client.held(type_url).unwrap().get(&resource.name);
-                assert_ne!(held.as_deref(), Some(&*resource.version));
+                assert_ne!(held.as_deref(), Some(resource.version.to_string().as_str()));
             }
             // And nothing that the server doesn't have, or no longer has so.
             for ((held_type, name), body) in &self.sink.0 {
                 if held_type == type_url {
                     let mut same = set.get(name).into_iter().chain(set.by_alias(name));
-                    let is_current = same.any(|r| r.body.value == *body || r.body.value[0] == BAD);
+                    let is_current = same.any(|r| r.body == *body || r.body[0] == BAD);
                     assert!(is_current, "stale {name}");
                 }
             }
@@ -259,7 +259,7 @@ impl World {
     fn must_have(&self, resource: &Resource) -> bool {
         let set = self.published.of_type(ADDRESS).unwrap();
         let is_asked = |r: &Resource| {
-            let by_alias = r.aliases.iter().any(|alias| self.demanded.contains(alias));
+            let by_alias = r.aliases.iter().any(|alias| self.demanded.contains(&**alias));
             self.demanded.contains(&*r.name) || by_alias
         };
         let leaders = resource.follows.iter().filter_map(|name| set.get(name));
@@ -309,9 +309,9 @@ proptest! {
         for n in 0..6 {
             let of = |set: &aquifer_xds::resource::TypeSet| {
                 (
-                    names(set.by_alias(&alias_name(n)).map(|r| &*r.name).collect()),
-                    names(set.followers(&address_name(n)).map(|r| &*r.name).collect()),
-                    names(set.on_node(NODE).map(|r| &*r.name).collect()),
+                    names(set.by_alias(&alias_name(n)).iter().map(|r| &*r.name).collect()),
+                    names(set.followers(&address_name(n)).iter().map(|r| &*r.name).collect()),
+                    names(set.on_node(NODE).iter().map(|r| &*r.name).collect()),
                 )
             };
             assert_eq!(of(new), of(old));
@@ -322,22 +322,22 @@ proptest! {
             let mut replayed = earlier.clone();
             let from = earlier.of_type(ADDRESS).unwrap();
             let to = grown.of_type(ADDRESS).unwrap();
-            let (changed, gone) = to.since(from);
+            let delta = to.since(from);
             let expect_gone: BTreeSet<&str> = from
                 .iter()
                 .map(|r| &*r.name)
                 .filter(|name| to.get(name).is_none())
                 .collect();
-            assert_eq!(gone.iter().copied().collect::<BTreeSet<_>>(), expect_gone);
-            for resource in changed {
+            assert_eq!(delta.removed.iter().map(|r| &*r.name).collect::<BTreeSet<_>>(), expect_gone);
+            for resource in &delta.upserts {
                 replayed.upsert((**resource).clone());
             }
-            for name in gone {
-                replayed.remove(ADDRESS, name);
+            for resource in &delta.removed {
+                replayed.remove(ADDRESS, &resource.name);
             }
             let versions = |set: &ResourceSet| {
                 let all = set.of_type(ADDRESS).unwrap().iter();
-                all.map(|r| (r.name.clone(), r.version.clone())).collect::<BTreeMap<_, _>>()
+                all.map(|r| (r.name.clone(), r.version)).collect::<BTreeMap<_, _>>()
             };
             assert_eq!(versions(&replayed), versions(grown));
         }

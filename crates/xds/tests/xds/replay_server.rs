@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION, WORKLOAD};
 use aquifer_proto::workload::{self, address};
 use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use aquifer_xds::resource::{Resource, ResourceSet, version};
+use aquifer_xds::resource::{Resource, ResourceSet, Version};
 use aquifer_xds::server::Caller;
 use aquifer_xds::server::node;
-use aquifer_xds::server::session::{Note, Session};
+use aquifer_xds::server::session::{Answer, Note, Session};
 use prost::Message;
 
 use crate::recording::{self, Entry, What};
@@ -93,7 +93,7 @@ fn versions_are_istiods() {
             let What::Response(response) = entry.what else { continue };
             for resource in response.resources.iter().filter(|r| !r.version.is_empty()) {
                 let body = resource.resource.as_ref().unwrap();
-                assert_eq!(*version(&body.value), resource.version, "{}", resource.name);
+                assert_eq!(Version::of(&body.value).to_string(), resource.version, "{}", resource.name);
                 count += 1;
             }
         }
@@ -137,7 +137,7 @@ impl Replay {
                 What::Note(note) => {
                     if alter(note, &mut set) {
                         let session = session.as_mut().unwrap();
-                        for extra in session.push(&set) {
+                        for extra in session.push(&set).iter().map(Answer::to_message) {
                             self.differ(entry.at, &format!("ours only {}", brief(&extra)));
                         }
                     }
@@ -174,7 +174,7 @@ impl Replay {
                                 Note::Acked => assert!(is_ack && !is_nack, "{}", entry.at),
                                 Note::Subscribed => assert!(!is_ack, "{}", entry.at),
                             }
-                            for answer in handled.responses {
+                            for answer in handled.responses.iter().map(Answer::to_message) {
                                 let later = &entries[i..];
                                 if is_answered_later(&answer.type_url, later) {
                                     answers.push_back(answer);
@@ -211,6 +211,7 @@ impl Replay {
                         put(&mut set, response);
                     }
                     let own = session.as_mut().unwrap().push(&set);
+                    let own: Vec<_> = own.iter().map(Answer::to_message).collect();
                     self.compare_push(entry.at, &own, &push, &mut nonces);
                 }
                 What::Ended(error) => {
@@ -373,7 +374,7 @@ fn put(set: &mut ResourceSet, response: &DeltaDiscoveryResponse) {
     for resource in &response.resources {
         let body = resource.resource.clone().unwrap();
         let name = resource.name.as_str();
-        set.upsert(described(Resource::from_bytes(&body.type_url, name, body.value)));
+        set.upsert(described(Resource::from_bytes(body.type_url.as_str(), name, body.value)));
     }
     let is_unknown = |name: &&String| set.get(&response.type_url, name).is_some();
     let gone: Vec<_> = response.removed_resources.iter().filter(is_unknown).cloned().collect();
@@ -384,10 +385,10 @@ fn put(set: &mut ResourceSet, response: &DeltaDiscoveryResponse) {
 
 /// With what the server's translation says besides the body: aliases, services, node.
 fn described(resource: Resource) -> Resource {
-    if resource.body.type_url != ADDRESS {
+    if *resource.type_url != *ADDRESS {
         return resource;
     }
-    let decoded = workload::Address::decode(&resource.body.value[..]).unwrap();
+    let decoded = workload::Address::decode(&resource.body[..]).unwrap();
     let alias = |network: &str, ip: &[u8]| {
         let ip = match <[u8; 4]>::try_from(ip) {
             Ok(v4) => IpAddr::from(v4),
@@ -398,7 +399,7 @@ fn described(resource: Resource) -> Resource {
     match decoded.r#type.unwrap() {
         address::Type::Workload(w) => resource
             .with_aliases(w.addresses.iter().map(|ip| alias(&w.network, ip)).collect())
-            .with_follows(w.services.into_keys().collect())
+            .with_follows(w.services.into_keys().map(Into::into).collect())
             .with_node(w.node),
         address::Type::Service(s) => {
             resource.with_aliases(s.addresses.iter().map(|a| alias(&a.network, &a.address)).collect())

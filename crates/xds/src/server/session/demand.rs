@@ -1,33 +1,14 @@
 //! On-demand: a client that asks for single resources, by name or by alias.
 //!
 //! What such a client is sent is a function of what it asked for and of the set: the resources of those names, those
-//! that follow them (a service's pods), and those of its own node. It is computed anew for each change of the set.
+//! that follow them (a service's pods), and those of its own node. It is computed anew when something of it changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::resource::{Resource, TypeSet};
-
 use super::WILDCARD;
-
-/// What to send.
-#[derive(Debug, Default)]
-pub(super) struct Delta {
-    /// Under which name, and what.
-    pub(super) upserts: Vec<(Arc<str>, Arc<Resource>)>,
-    pub(super) removed: Vec<String>,
-}
-
-impl Delta {
-    pub(super) fn of(changed: Vec<&Arc<Resource>>, removed: Vec<String>) -> Self {
-        let upserts = changed.into_iter().map(|r| (r.name.clone(), r.clone())).collect();
-        Self { upserts, removed }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.upserts.is_empty() && self.removed.is_empty()
-    }
-}
+use crate::resource::{Delta, Resource, TypeSet, Version};
+use crate::server::answer::Own;
 
 /// A client's questions and what it was sent.
 #[derive(Debug)]
@@ -35,8 +16,8 @@ pub(super) struct OnDemand {
     node_name: Option<String>,
     /// Every name asked for, whether it exists or not: one that comes into being later is sent then.
     names: BTreeSet<String>,
-    /// Name to version of what the client holds.
-    held: BTreeMap<Arc<str>, Arc<str>>,
+    /// Name to version of what the client holds; none if it isn't one of ours.
+    held: BTreeMap<Arc<str>, Option<Version>>,
     /// The snapshot that `held` is complete for.
     seen: Option<TypeSet>,
 }
@@ -48,17 +29,17 @@ impl OnDemand {
     /// A client that holds these versions. Having held something counts as having asked for it.
     pub(super) fn new(node_name: Option<String>, held: BTreeMap<String, String>) -> Self {
         let names = held.keys().cloned().collect();
-        let held = held.into_iter().map(|(name, version)| (name.into(), version.into())).collect();
+        let held = held.into_iter().map(|(name, version)| (name.into(), Version::parse(&version))).collect();
         Self { node_name, names, held, seen: None }
     }
 
     /// What the client holds.
-    pub(super) fn held(&self) -> BTreeMap<String, String> {
-        self.held.iter().map(|(name, version)| (name.to_string(), version.to_string())).collect()
+    pub(super) fn held(&self) -> &BTreeMap<Arc<str>, Option<Version>> {
+        &self.held
     }
 
     /// Adds questions. Each of them gets an answer, even if the client holds it: it may be waiting for one.
-    pub(super) fn subscribe(&mut self, names: Vec<String>, current: &TypeSet) -> Delta {
+    pub(super) fn subscribe(&mut self, names: Vec<String>, current: &TypeSet) -> Own {
         let asked: BTreeSet<String> = names.into_iter().filter(|name| name != WILDCARD).collect();
         let (mut found, mut unknown) = (BTreeMap::new(), Vec::new());
         for name in &asked {
@@ -70,17 +51,18 @@ impl OnDemand {
         }
         self.names.extend(asked);
         self.forget_surplus(current);
-        if self.seen.as_ref().is_some_and(|seen| seen.same(current)) {
-            // The rest is up to date, so a question costs what it brings, however many came before.
-            self.held.extend(found.iter().map(|(name, r)| (name.clone(), r.version.clone())));
-            return Delta { upserts: found.into_iter().collect(), removed: unknown };
+        if self.is_up_to_date(current) {
+            // The rest is as it should be, so a question costs what it brings, however many came before.
+            self.held.extend(found.iter().map(|(name, r)| (name.clone(), Some(r.version))));
+            self.seen = Some(current.clone());
+            return own(found.into_iter().collect(), unknown);
         }
         // What was answered is sent again, by not being held.
         self.held.retain(|name, _| !found.contains_key(name));
-        let mut delta = self.diff(current, true);
-        unknown.retain(|name| !delta.removed.contains(name));
-        delta.removed.extend(unknown);
-        delta
+        let mut own = self.renew(current, true);
+        unknown.retain(|name| !own.removed.contains(name));
+        own.removed.extend(unknown);
+        own
     }
 
     /// Takes questions back. The client forgets by itself what they brought.
@@ -97,22 +79,47 @@ impl OnDemand {
     }
 
     /// What leads from what the client holds to what it should hold. With `commit` the client is taken to have it.
-    pub(super) fn diff(&mut self, current: &TypeSet, commit: bool) -> Delta {
-        if self.seen.as_ref().is_some_and(|seen| seen.same(current)) {
-            return Delta::default();
+    pub(super) fn diff(&mut self, current: &TypeSet, commit: bool) -> Own {
+        if self.is_up_to_date(current) {
+            if commit {
+                self.seen = Some(current.clone());
+            }
+            return own(Vec::new(), Vec::new());
         }
+        self.renew(current, commit)
+    }
+
+    fn renew(&mut self, current: &TypeSet, commit: bool) -> Own {
         let wanted = self.wanted(current);
         let removed = self.held.keys().filter(|name| !wanted.contains_key(*name));
         let removed = removed.map(|name| name.to_string()).collect();
         let changed = |(name, resource): &(&Arc<str>, &Arc<Resource>)| {
-            self.held.get(*name).is_none_or(|version| *version != resource.version)
+            self.held.get(*name).is_none_or(|version| *version != Some(resource.version))
         };
         let upserts = wanted.iter().filter(changed).map(|(n, r)| (n.clone(), r.clone())).collect();
         if commit {
-            self.held = wanted.into_iter().map(|(name, r)| (name, r.version.clone())).collect();
+            self.held = wanted.into_iter().map(|(name, r)| (name, Some(r.version))).collect();
             self.seen = Some(current.clone());
         }
-        Delta { upserts, removed }
+        own(upserts, removed)
+    }
+
+    /// Whether nothing of what the client has to do with has changed since it was last answered. What did change is
+    /// worked out once for all clients, so that a change costs those little whom it doesn't concern.
+    fn is_up_to_date(&self, current: &TypeSet) -> bool {
+        let Some(seen) = &self.seen else { return false };
+        seen.same(current) || !self.is_concerned(&current.since(seen))
+    }
+
+    fn is_concerned(&self, delta: &Delta) -> bool {
+        delta.touched().any(|r| {
+            let is_here = self.node_name.is_some() && self.node_name.as_deref() == r.node.as_deref();
+            let is_asked = |name: &str| self.names.contains(name) || self.held.contains_key(name);
+            is_here
+                || is_asked(&r.name)
+                || r.aliases.iter().any(|a| is_asked(a))
+                || r.follows.iter().any(|f| is_asked(f))
+        })
     }
 
     /// Everything that the client should hold.
@@ -136,12 +143,17 @@ impl OnDemand {
         if self.names.len() <= MAX_UNKNOWN_NAMES {
             return;
         }
-        let is_known = |name: &String| current.get(name).is_some() || current.by_alias(name).next().is_some();
+        let is_known = |name: &String| current.get(name).is_some() || !current.by_alias(name).is_empty();
         let unknown: Vec<_> = self.names.iter().filter(|name| !is_known(name)).cloned().collect();
         for name in unknown.iter().skip(MAX_UNKNOWN_NAMES / 2) {
             self.names.remove(name);
         }
     }
+}
+
+/// On-demand clients get aliases; the others have no use for them, and istiod sends them none.
+fn own(upserts: Vec<(Arc<str>, Arc<Resource>)>, removed: Vec<String>) -> Own {
+    Own { upserts, removed, with_aliases: true }
 }
 
 /// What one question brings: the resource, those that follow it, and, if it was asked for by an alias, the same
@@ -151,15 +163,14 @@ fn resolve(name: &str, current: &TypeSet) -> BTreeMap<Arc<str>, Arc<Resource>> {
     let mut found = BTreeMap::new();
     let mut direct: Vec<&Arc<Resource>> = current.get(name).into_iter().collect();
     if direct.is_empty() {
-        direct.extend(current.by_alias(name));
+        direct = current.by_alias(name);
         if let Some(first) = direct.first() {
             found.insert(name.into(), (*first).clone());
         }
     }
     for resource in direct {
         found.insert(resource.name.clone(), resource.clone());
-        let followers = current.followers(&resource.name);
-        found.extend(followers.map(|r| (r.name.clone(), r.clone())));
+        found.extend(current.followers(&resource.name).into_iter().map(|r| (r.name.clone(), r.clone())));
     }
     found
 }

@@ -37,13 +37,13 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-fn ack(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest { response_nonce: response.nonce.clone(), ..ask(&response.type_url) }
+fn ack(response: &Answer) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest { response_nonce: response.nonce().to_owned(), ..ask(response.type_url()) }
 }
 
 /// `Address +a +b -c` for each response.
-fn brief(responses: &[DeltaDiscoveryResponse]) -> Vec<String> {
-    let each = responses.iter().map(|response| {
+fn brief(responses: &[Answer]) -> Vec<String> {
+    let each = responses.iter().map(Answer::to_message).map(|response| {
         let mut text = response.type_url.rsplit('.').next().unwrap().to_owned();
         text.extend(response.resources.iter().map(|r| format!(" +{}", r.name)));
         text.extend(response.removed_resources.iter().map(|name| format!(" -{name}")));
@@ -77,7 +77,8 @@ fn the_first_request_of_a_type_is_answered_even_by_nothing() {
 #[test]
 fn what_the_client_holds_already_is_not_sent() {
     let set = set(&[("a", 1), ("b", 1), ("c", 1)], &[]);
-    let held = [("a", &*set.get(ADDRESS, "a").unwrap().version), ("b", "old"), ("gone", "1")];
+    let version = set.get(ADDRESS, "a").unwrap().version.to_string();
+    let held = [("a", version.as_str()), ("b", "old"), ("gone", "1")];
     let mut request = ask(ADDRESS);
     request.initial_resource_versions = held.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     check(&mut Session::new(None), request, &set, &["Address +b +c -gone"]);
@@ -150,7 +151,7 @@ fn responses_may_be_acknowledged_while_others_are_under_way() {
 fn a_request_without_type_or_for_a_foreign_one_ends_the_stream() {
     let current = set(&[], &[]);
     let mut session = Session::new(None);
-    assert_eq!(session.handle(ask(""), &current), Err(Refused::NoType));
+    assert_eq!(session.handle(ask(""), &current).unwrap_err(), Refused::NoType);
     let unknown = session.handle(ask("type.googleapis.com/x"), &current);
     assert!(matches!(unknown, Err(Refused::UnknownType(_))));
 }
@@ -162,7 +163,7 @@ fn shop() -> ResourceSet {
     for (name, ip, node) in [("pod1", "/10.0.0.1", "node1"), ("pod2", "/10.0.0.2", "node2")] {
         let pod = Resource::from_bytes(ADDRESS, name, vec![1])
             .with_aliases(owned(&[ip]))
-            .with_follows(owned(&["shop/web.shop"]))
+            .with_follows(vec!["shop/web.shop".into()])
             .with_node(node);
         set.upsert(pod);
     }
@@ -177,7 +178,7 @@ fn an_on_demand_client_gets_its_node_and_what_it_asks_for() {
     let mut session = Session::new(Some("node1".to_owned()));
     let first = session.handle(on_demand(), &current).unwrap().responses;
     assert_eq!(brief(&first), ["Address +pod1"]);
-    assert_eq!(first[0].resources[0].aliases, ["/10.0.0.1"], "aliases are for on-demand clients");
+    assert_eq!(first[0].to_message().resources[0].aliases, ["/10.0.0.1"], "aliases are for on-demand clients");
     check(&mut session, ask(AUTHORIZATION), &current, &["Authorization +p"]);
 
     // By alias: under that name too, and with those who follow.
