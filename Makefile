@@ -64,7 +64,7 @@ mutants: preflight deps ## Break the lines that tests/mutants.toml names, one by
 
 lint: deps ## Formatting, clippy with warnings denied, licences and sources.
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features aquifer-tests/api -- -D warnings
+	cargo clippy --workspace --all-targets --features aquifer-api-tests/api -- -D warnings
 	@$(MAKE) --no-print-directory deny
 
 deny: ## cargo-deny: bans, licences, sources.

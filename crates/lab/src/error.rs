@@ -27,6 +27,9 @@ pub enum LabError {
         "the binary `{0}` is missing beside `aquifer`: build it with `cargo build`, or set AQUIFER_BIN to the path of `aquifer`"
     )]
     Binary(String),
+    /// The program of Kubernetes that a cluster's store is made of.
+    #[error("no API server at {0}: `make kube` builds it (once, some minutes), or set AQUIFER_KUBE to its folder")]
+    NoApiServer(String),
     /// Too little room for logs and state.
     #[error("only {free_mib} MiB are free under {path}: a lab needs {needed_mib} MiB, free some disk")]
     NoSpace {

@@ -21,6 +21,7 @@
 //! This crate knows nothing of what the mesh does with traffic.
 
 mod addresses;
+pub mod api_server;
 mod capture;
 mod error;
 pub mod init;

@@ -1,0 +1,16 @@
+//! The control plane on a real API server: etcd and kube-apiserver on the loopback, nothing else of Kubernetes.
+//!
+//! ```text
+//! harness   servers that stop and start, objects from YAML, tokens, links that are cut
+//! whole     istiod-lite as a process under its own RBAC, with a proxy that asks it
+//! ```
+//! `make test-api` builds the API server and runs these; `cargo test --workspace` leaves them out. By hand:
+//! `cargo build --workspace --bins && cargo test -p aquifer-api-tests --features api`.
+//!
+//! Tests share one pair of servers and keep to namespaces of their own (a namespace is cheap, a server takes
+//! seconds); a test that stops a server or changes what is cluster-wide starts a pair of its own.
+
+#![allow(clippy::disallowed_methods)] // tests read the environment and spawn tasks of their own
+
+mod harness;
+mod itself;
