@@ -3,6 +3,7 @@
 mod authorization_policy;
 pub mod definition;
 pub mod destination_rule;
+pub mod duration;
 pub mod gateway_api;
 mod peer_authentication;
 pub mod request_authentication;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::kinds::{Kind, Object, ObjectKey, UnknownKind, known_kinds};
-use crate::validate::validate;
+use crate::validate::{FieldError, schema, validate};
 
 /// Why a file cannot be read as objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,10 +58,10 @@ pub fn parse_manifest(file: &Path, text: &str) -> Result<Vec<Object>, ManifestEr
     Ok(objects)
 }
 
-/// Reads one object from JSON, as an API server sends it.
+/// Reads one object from JSON, as an API server sends it: that it is valid is the server's affair.
 pub fn parse_object(mut value: Value) -> Result<Object, ManifestError> {
     fill_in(&mut value);
-    let object = key_of(&value).and_then(|key| typed(key.kind, &value));
+    let object = key_of(&value).and_then(|key| shaped(key.kind, &value));
     object.map_err(|(field, message)| ManifestError { file: PathBuf::new(), line: 0, field, message })
 }
 
@@ -139,7 +139,15 @@ impl Document<'_> {
 
     /// The typed and validated object.
     pub(crate) fn typed(&self, file: &Path, key: &ObjectKey, value: &Value) -> Result<Object, ManifestError> {
-        typed(key.kind, value).map_err(|(field, message)| {
+        let refused = schema::check(key.kind, value);
+        let first = |errors: Vec<FieldError>| match errors.into_iter().next() {
+            Some(first) => Err((first.path, first.message)),
+            None => Ok(()),
+        };
+        let object = first(refused.structure)
+            .and_then(|()| typed(key.kind, value))
+            .and_then(|object| first(refused.rules).map(|()| object));
+        object.map_err(|(field, message)| {
             let segments = locate::segments(&field);
             let line = locate::line(self.text, &segments) + self.lines_before;
             ManifestError { file: file.to_owned(), line, field, message }
@@ -191,15 +199,19 @@ pub(crate) fn key_of(value: &Value) -> Result<ObjectKey, (String, String)> {
 
 /// The typed and validated object, or the field and why not.
 pub(crate) fn typed(kind: Kind, value: &Value) -> Result<Object, (String, String)> {
-    let object = Object::from_json(kind, value).map_err(|error| {
-        let path = error.path().to_string();
-        let field = if path == "." { String::new() } else { path };
-        (field, error.into_inner().to_string())
-    })?;
+    let object = shaped(kind, value)?;
     match validate(&object).into_iter().next() {
         None => Ok(object),
         Some(first) => Err((first.path, first.message)),
     }
+}
+
+fn shaped(kind: Kind, value: &Value) -> Result<Object, (String, String)> {
+    Object::from_json(kind, value).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { String::new() } else { path };
+        (field, error.into_inner().to_string())
+    })
 }
 
 /// What the API server fills in at admission, as far as readers depend on it.

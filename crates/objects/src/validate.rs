@@ -1,6 +1,8 @@
 //! What an API server's admission would refuse, as far as the mesh depends on it.
 
 mod names;
+mod rules;
+pub(crate) mod schema;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,11 @@ use crate::parse::parse_manifest;
 fn field(kind: &str, rest: &str) -> String {
     let api = match kind {
         "AuthorizationPolicy" | "PeerAuthentication" => "security.istio.io/v1",
+        "RequestAuthentication" => "security.istio.io/v1",
+        "ServiceEntry" | "WorkloadEntry" | "WorkloadGroup" | "VirtualService" | "DestinationRule" => {
+            "networking.istio.io/v1"
+        }
+        "Telemetry" => "telemetry.istio.io/v1",
         "EndpointSlice" => "discovery.k8s.io/v1",
         "NetworkPolicy" => "networking.k8s.io/v1",
         _ => "v1",
@@ -96,6 +101,75 @@ fn peer_authentications() {
     ];
     for (spec, expect) in cases {
         assert_eq!(field("PeerAuthentication", spec), expect, "{spec}");
+    }
+}
+
+#[test]
+fn service_and_workload_entries() {
+    let port = "ports: [{number: 80, name: http}]";
+    let cases = [
+        ("ServiceEntry", format!("spec: {{hosts: [a.example], {port}}}"), ""),
+        ("ServiceEntry", "spec: {hosts: []}".to_owned(), "spec.hosts"),
+        ("ServiceEntry", "spec: {}".to_owned(), "spec.hosts"),
+        ("ServiceEntry", "spec: {hosts: ['*']}".to_owned(), "spec.hosts[0]"),
+        ("ServiceEntry", "spec: {hosts: [a.example], resolution: SOMEHOW}".to_owned(), "spec.resolution"),
+        ("ServiceEntry", "spec: {hosts: [a.example], resolution: DNS, addresses: [10.0.0.0/8]}".to_owned(), "spec"),
+        ("ServiceEntry", "spec: {hosts: [a.example], endpoints: [{address: 1.1.1.1}]}".to_owned(), "spec"),
+        (
+            "ServiceEntry",
+            "spec: {hosts: [a.example], resolution: STATIC, endpoints: [{address: 1.1.1.1}]}".to_owned(),
+            "",
+        ),
+        (
+            "ServiceEntry",
+            "spec: {hosts: [a.example], resolution: STATIC, endpoints: [{ports: {http: 80}}]}".to_owned(),
+            "spec.endpoints[0]",
+        ),
+        (
+            "ServiceEntry",
+            "spec: {hosts: [a.example], ports: [{number: 80, name: a}, {number: 80, name: b}]}".to_owned(),
+            "spec.ports",
+        ),
+        ("ServiceEntry", "spec: {hosts: [a.example], ports: [{number: 80}]}".to_owned(), "spec.ports[0].name"),
+        ("ServiceEntry", "spec: {hosts: [a.example], host: b}".to_owned(), "spec.host"),
+        ("ServiceEntry", "spec: {hosts: [a.example]}\nstate: {}".to_owned(), "state"),
+        ("WorkloadEntry", "spec: {address: 1.1.1.1, ports: {http: 80}, weight: 3}".to_owned(), ""),
+        ("WorkloadEntry", "spec: {address: 'unix:///a', ports: {http: 80}}".to_owned(), "spec"),
+        ("WorkloadEntry", "spec: {address: 1.1.1.1, ports: {http: 0}}".to_owned(), "spec.ports.http"),
+        ("WorkloadEntry", "spec: {address: 1.1.1.1, ports: {'a/b': 1}}".to_owned(), "spec.ports"),
+        ("WorkloadEntry", "spec: {address: 1.1.1.1, weight: -1}".to_owned(), "spec.weight"),
+        ("WorkloadGroup", "spec: {template: {serviceAccount: a}, probe: {httpGet: {port: 80}}}".to_owned(), ""),
+        ("WorkloadGroup", "spec: {}".to_owned(), "spec.template"),
+    ];
+    for (kind, spec, expect) in cases {
+        assert_eq!(field(kind, &spec), expect, "{kind} {spec}");
+    }
+}
+
+#[test]
+fn kinds_of_the_waypoint() {
+    let cases = [
+        ("VirtualService", "spec: {hosts: [a], http: [{route: [{destination: {host: a}}], timeout: 5s}]}", ""),
+        ("VirtualService", "spec: {http: [{timeout: 5}]}", "spec.http[0].timeout"),
+        ("VirtualService", "spec: {http: [{timeout: 5 s}]}", "spec.http[0].timeout"),
+        ("VirtualService", "spec: {http: [{match: [{uri: {exact: /a, prefix: /b}}]}]}", "spec.http[0].match[0].uri"),
+        ("VirtualService", "spec: {http: [{match: [{uri: {glob: /a}}]}]}", "spec.http[0].match[0].uri.glob"),
+        ("VirtualService", "spec: {http: [{mirror_percent: 5, name: null}]}", ""),
+        ("DestinationRule", "spec: {host: a, trafficPolicy: {loadBalancer: {simple: LEAST_CONN}}}", ""),
+        (
+            "DestinationRule",
+            "spec: {host: a, trafficPolicy: {outlierDetection: {consecutiveErrors: 3, baseEjectionTime: 1m}}}",
+            "",
+        ),
+        ("DestinationRule", "spec: {subsets: []}", "spec.host"),
+        ("RequestAuthentication", "spec: {jwtRules: [{issuer: a, jwksUri: 'https://a/k'}]}", ""),
+        ("RequestAuthentication", "spec: {jwtRules: [{issuer: a, jwksUri: 'ftp://a/k'}]}", "spec.jwtRules[0].jwksUri"),
+        ("RequestAuthentication", "spec: {jwtRules: [{issuer: a, jwks: a, jwksUri: 'https://a'}]}", "spec.jwtRules[0]"),
+        ("Telemetry", "spec: {tracing: [{randomSamplingPercentage: 100.0}]}", ""),
+        ("Telemetry", "spec: {tracing: [{randomSamplingPercentage: 101}]}", "spec.tracing[0].randomSamplingPercentage"),
+    ];
+    for (kind, spec, expect) in cases {
+        assert_eq!(field(kind, spec), expect, "{kind} {spec}");
     }
 }
 
