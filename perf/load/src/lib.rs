@@ -6,6 +6,7 @@
 //!  idle ─────────┼── TCP ──▶  serve ──────┤
 //!  grpc ─────────┤                        └─ grpc (h2)
 //!  mice (open_loop beside bulk or neighbour)
+//!  control_plane: an API server of made-up objects, and proxies (delta discovery)
 //!      └── tally: histograms, errors by kind, spread ──▶ one JSON object
 //! ```
 //!
@@ -18,6 +19,7 @@
 
 pub mod bulk;
 pub mod connect_rate;
+pub mod control_plane;
 pub mod grpc;
 mod http1;
 pub mod idle;

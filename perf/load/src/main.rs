@@ -1,6 +1,7 @@
 //! `aquifer-load`: one subcommand for each kind of load. Standard output is JSON.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Result, bail};
 use aquifer_load::neighbour::{Kind, Neighbour};
 use aquifer_load::serve::{Listen, Server};
 use aquifer_load::tally::Report;
-use aquifer_load::{bulk, connect_rate, grpc, idle, mice, open_loop, raise_descriptor_limit, resolve};
+use aquifer_load::{bulk, connect_rate, control_plane, grpc, idle, mice, open_loop, raise_descriptor_limit, resolve};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Load for measuring, and the server it talks to. Prints one JSON object a run.
@@ -36,6 +37,9 @@ enum Work {
     Bulk(Bulk),
     /// Requests at a constant rate, and beside them a neighbour who is busy.
     MiceAndElephant(MiceAndElephant),
+    /// What a control plane talks to: an API server of made-up objects and proxies that follow it. Takes commands on
+    /// standard input: `connect ADDRESS N`, `change N MILLIS`, `churn N PER_SECOND`, `disconnect`.
+    ControlPlane(ControlPlane),
 }
 
 #[derive(Debug, Args)]
@@ -49,6 +53,22 @@ struct Serve {
     /// Length of the page that answers a GET, in bytes.
     #[arg(long, default_value_t = 1024)]
     body: usize,
+}
+
+#[derive(Debug, Args)]
+struct ControlPlane {
+    /// Services, each with an EndpointSlice.
+    #[arg(long, default_value_t = 1000)]
+    services: u32,
+    /// Pods, spread over services and nodes.
+    #[arg(long, default_value_t = 20_000)]
+    pods: u32,
+    /// Nodes, each with a proxy's pod besides.
+    #[arg(long, default_value_t = 200)]
+    nodes: u32,
+    /// Where to write the kubeconfig that leads here.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: PathBuf,
 }
 
 /// What all clients take.
@@ -209,6 +229,11 @@ fn run(work: Work) -> Result<()> {
         Work::GrpcStreams(args) => print(args.common.seed, grpc_streams(&args)?),
         Work::Bulk(args) => print(args.common.seed, bulk(&args)?),
         Work::MiceAndElephant(args) => print(args.mice.common.seed, mice_and_elephant(&args)?),
+        Work::ControlPlane(args) => {
+            raise_descriptor_limit(0)?;
+            let size = control_plane::Size { services: args.services, pods: args.pods, nodes: args.nodes };
+            control_plane::run(size, &args.kubeconfig)
+        }
     }
 }
 
