@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aquifer_runtime::{Cancel, Tracker, accept_loop};
+use aquifer_xds::server::{Hangup, PeerCerts};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
@@ -29,7 +30,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client has two streams and some certificate calls; more than this on a connection is abuse.
-const MAX_STREAMS: u32 = 1000;
+const MAX_STREAMS: u32 = 100;
+/// What a client may send before somebody reads it: on a stream, and on all of its connection's.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// What lies ready for a client that doesn't take it: of a stream, and encrypted.
+const SEND_BUFFER: usize = 32 * 1024;
+const TLS_BUFFER: usize = 32 * 1024;
 
 type Request = http::Request<Incoming>;
 type Response = http::Response<Body>;
@@ -113,6 +120,7 @@ pub fn grpc<X: Grpc, C: Grpc>(
                 info: TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) },
                 services: services.clone(),
                 tracker: connections.clone(),
+                certs: None,
                 cancel: cancel.child(),
             };
             let acceptor = acceptor.clone();
@@ -136,16 +144,21 @@ pub fn grpc<X: Grpc, C: Grpc>(
 struct Connection<X, C> {
     info: TcpConnectInfo,
     services: Services<X, C>,
+    /// With which the client has proven who it is, if it has.
+    certs: Option<PeerCerts>,
     tracker: Tracker,
     cancel: Cancel,
 }
 
 impl<X: Grpc, C: Grpc> Connection<X, C> {
-    async fn handshake(self, acceptor: &TlsAcceptor, stream: TcpStream) -> anyhow::Result<()> {
-        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+    async fn handshake(mut self, acceptor: &TlsAcceptor, stream: TcpStream) -> anyhow::Result<()> {
+        let accept = acceptor.accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER)));
+        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accept)
             .await
             .context("TLS handshake timed out")?
             .context("TLS handshake failed")?;
+        let certs = stream.get_ref().1.peer_certificates();
+        self.certs = certs.map(|certs| PeerCerts(Arc::new(certs.iter().map(|c| c.clone().into_owned()).collect())));
         self.serve(stream).await
     }
 
@@ -153,9 +166,15 @@ impl<X: Grpc, C: Grpc> Connection<X, C> {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { info, services, tracker, cancel } = self;
+        let Self { info, services, certs, tracker, cancel } = self;
+        let hangup = Hangup(cancel.clone());
         let service = service_fn(move |mut request: Request| {
-            request.extensions_mut().insert(info.clone());
+            let extensions = request.extensions_mut();
+            extensions.insert(info.clone());
+            extensions.insert(hangup.clone());
+            if let Some(certs) = &certs {
+                extensions.insert(certs.clone());
+            }
             services.clone().call(request)
         });
         let mut connection = std::pin::pin!(
@@ -164,6 +183,9 @@ impl<X: Grpc, C: Grpc> Connection<X, C> {
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)
                 .max_concurrent_streams(MAX_STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(SEND_BUFFER)
                 .serve_connection(TokioIo::new(io), service)
         );
         let result = tokio::select! {
