@@ -105,7 +105,9 @@ impl ApiServerPlan {
         plan.write("ca.crt", plan.authority.certificate())?;
         plan.write("apiserver.crt", &server.certificate)?;
         plan.write("apiserver.key", &server.key)?;
-        plan.write("service-accounts.key", &pki::new_key()?)?;
+        let [signing, checking] = pki::new_key()?;
+        plan.write("service-accounts.key", &signing)?;
+        plan.write("service-accounts.pub", &checking)?;
         plan.write_kubeconfig("admin.conf", &plan.certificate_user("admin", Some("system:masters"))?)?;
         Ok(plan)
     }
@@ -152,7 +154,7 @@ impl ApiServerPlan {
             format!("--tls-cert-file={}", file("apiserver.crt")),
             format!("--tls-private-key-file={}", file("apiserver.key")),
             format!("--client-ca-file={}", file("ca.crt")),
-            format!("--service-account-key-file={}", file("service-accounts.key")),
+            format!("--service-account-key-file={}", file("service-accounts.pub")),
             format!("--service-account-signing-key-file={}", file("service-accounts.key")),
             format!("--service-account-issuer={TOKEN_ISSUER}"),
             format!("--api-audiences={TOKEN_ISSUER},{CA_AUDIENCE}"),

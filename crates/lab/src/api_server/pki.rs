@@ -50,9 +50,10 @@ impl Authority {
     }
 }
 
-/// A key that signs tokens.
-pub(super) fn new_key() -> Result<String> {
-    Ok(KeyPair::generate().map_err(failed)?.serialize_pem())
+/// A key that signs tokens, and the one that others check them with.
+pub(super) fn new_key() -> Result<[String; 2]> {
+    let key = KeyPair::generate().map_err(failed)?;
+    Ok([key.serialize_pem(), key.public_key_pem()])
 }
 
 fn failed(error: rcgen::Error) -> LabError {
