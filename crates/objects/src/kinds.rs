@@ -53,7 +53,7 @@ impl fmt::Display for ObjectKey {
 /// `Kind: scope, group version | other served versions, plural | short names`; an empty group is the core's. `as`
 /// gives the name in manifests where it is not the variant's. The first version is the one that we write.
 macro_rules! kinds {
-    ($($kind:ident $(as $name:literal)?: $scope:ident, $group:literal $version:literal $(| $older:literal)*, $plural:literal $(| $short:literal)*;)*) => {
+    ($($kind:ident $(as $name:literal)?: $scope:ident, $group:tt $version:literal $(| $older:literal)*, $plural:literal $(| $short:literal)*;)*) => {
         /// A kind of object.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Kind {
@@ -168,7 +168,7 @@ macro_rules! kinds {
         })*
     };
     (@api "" $version:literal) => { $version };
-    (@api $group:literal $version:literal) => { concat!($group, "/", $version) };
+    (@api $group:tt $version:literal) => { concat!($group, "/", $version) };
     (@name $kind:ident) => { stringify!($kind) };
     (@name $kind:ident $name:literal) => { $name };
     (@scope Cluster) => { false };
