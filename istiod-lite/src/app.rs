@@ -22,16 +22,17 @@ use crate::ca::issuer::Issuer;
 use crate::ca::jwt::JwtAuthenticator;
 use crate::ca::node_auth::NodeAuthorizer;
 use crate::ca::pods::{self, Pods};
-use crate::ca::root;
 use crate::ca::service::CertificateService;
 use crate::ca::serving::ServingCert;
-use crate::config::{AuthnConfig, Config, ListenConfig};
+use crate::config::{AuthnConfig, Config, ListenConfig, MeshConfig};
 use crate::debug;
+use crate::gateway;
 use crate::index::KINDS;
+use crate::leader;
 use crate::metrics::Metrics;
 use crate::publish::Publish;
 use crate::serve::{self, Services};
-use crate::status::{self, StatusQueue};
+use crate::status::StatusQueue;
 use crate::xds::XdsAuthenticator;
 
 /// How long open streams may take to end.
@@ -120,14 +121,17 @@ impl App {
         let (pod_writer, pods) = pods::table();
         let authenticators = Arc::new(authenticators(&config, pods.clone()));
         let publisher = Publisher::new(ResourceSet::of_types([ADDRESS, AUTHORIZATION]));
-        let status = StatusQueue::default();
+        let leader = leader::follow(&source, &config.mesh, &tracker, &cancel);
+        let status = StatusQueue::new(&source);
         let readiness = Readiness::new();
         let unready = readiness.register("objects");
 
         let monitoring = HttpServer::on("monitoring", listeners.monitoring);
         metrics_page::serve(monitoring, Arc::new(registry), &tracker, cancel.clone());
 
-        status.start(source.writer(status::MANAGER), &tracker, &cancel);
+        status.start(&source, leader.clone(), &tracker, &cancel);
+        let (gateways, revision) = (gateway_settings(&config.mesh), config.mesh.revision.clone());
+        gateway::start(&source, gateways, revision, status.clone(), leader, &tracker, &cancel);
         renew(serving, &tracker, &cancel);
         let trusted = config.ca.trusted_node_accounts.clone();
         let trust_domain = config.mesh.trust_domain.as_str();
@@ -170,9 +174,21 @@ impl App {
 }
 
 fn issuer(config: &Config) -> anyhow::Result<Issuer> {
-    let now = OffsetDateTime::now_utc();
-    let material = root::open(&config.ca.data_dir, &config.mesh.trust_domain, now).context("AQUIFER_DATA_DIR")?;
-    Ok(Issuer::new(material.signer(now)?, config.ca.lifetimes)?)
+    let root = crate::ca::root::Root::open(&config.ca.data_dir, &config.mesh.trust_domain, OffsetDateTime::now_utc())
+        .context("AQUIFER_DATA_DIR")?;
+    Ok(Issuer::new(root, config.ca.lifetimes)?)
+}
+
+fn gateway_settings(mesh: &MeshConfig) -> gateway::Settings {
+    gateway::Settings {
+        waypoint_image: mesh.waypoint_image.clone(),
+        revision: mesh.revision.name().to_owned(),
+        root_namespace: mesh.root_namespace.clone(),
+        cluster_domain: mesh.cluster_domain.clone(),
+        trust_domain: mesh.trust_domain.clone(),
+        cluster_id: mesh.cluster_id.clone(),
+        network: String::new(),
+    }
 }
 
 fn authenticators(config: &Config, pods: Pods) -> Authenticators {

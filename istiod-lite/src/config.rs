@@ -10,6 +10,7 @@ use aquifer_runtime::env::{ConfigErrors, Env, Vars};
 use aquifer_runtime::telemetry;
 
 use crate::ca::issuer::Lifetimes;
+use crate::revision::{self, Revision};
 
 /// No certificate may claim more than the root that we make.
 const LONGEST_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -46,6 +47,12 @@ pub struct MeshConfig {
     pub cluster_domain: String,
     /// SAME_NODE_FAST_PATH: node proxies may connect pods of their node within themselves.
     pub same_node: bool,
+    /// REVISION, REVISION_TAGS, DEFAULT_REVISION: which objects are ours where several control planes run.
+    pub revision: Revision,
+    /// POD_NAME: who we are among the replicas of our revision.
+    pub pod_name: String,
+    /// WAYPOINT_IMAGE: what waypoints run; without it none is deployed.
+    pub waypoint_image: Option<String>,
 }
 
 /// Where to listen.
@@ -101,6 +108,9 @@ impl Config {
                 root_namespace,
                 cluster_domain,
                 same_node: vars.bool("SAME_NODE_FAST_PATH", true),
+                revision: revision(vars),
+                pod_name: non_empty(vars, "POD_NAME", "istiod-lite"),
+                waypoint_image: vars.string("WAYPOINT_IMAGE").filter(|image| !image.is_empty()),
             },
             listen: ListenConfig {
                 plaintext: address(vars, "GRPC_ADDR", 15010),
@@ -134,6 +144,18 @@ fn source(vars: &mut Vars<'_>) -> source::Settings {
         vars.error("AQUIFER_MANIFESTS", remedy);
         source::Settings::InCluster
     })
+}
+
+fn revision(vars: &mut Vars<'_>) -> Revision {
+    let name = non_empty(vars, "REVISION", revision::DEFAULT);
+    // It becomes part of the names of objects.
+    let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.chars().all(label) || name.starts_with('-') || name.ends_with('-') || name.len() > 40 {
+        vars.error("REVISION", "must be lower-case letters, digits and dashes, 40 at most, such as \"1-30-0\"");
+    }
+    let tags = list(&vars.string_or("REVISION_TAGS", ""));
+    let is_default = vars.bool("DEFAULT_REVISION", name == revision::DEFAULT);
+    Revision::new(&name, tags, is_default)
 }
 
 fn non_empty(vars: &mut Vars<'_>, key: &str, default: &str) -> String {
@@ -212,6 +234,7 @@ mod tests {
         assert_eq!(config.mesh.trust_domain, "cluster.local");
         assert_eq!(config.mesh.cluster_id, "Kubernetes");
         assert!(config.mesh.same_node);
+        assert_eq!((config.mesh.revision, config.mesh.waypoint_image), (Revision::default(), None));
         let off = Config::from_env(&with(&[("SAME_NODE_FAST_PATH", "false")])).unwrap();
         assert!(!off.mesh.same_node);
         assert_eq!(config.listen.secure, "[::]:15012".parse().unwrap());
@@ -243,6 +266,7 @@ mod tests {
             ("SECURE_GRPC_ADDR", "15012", "is not an address"),
             ("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel,ztunnel", "is not <namespace>/"),
             ("RUST_LOG", "a=loud", "RUST_LOG"),
+            ("REVISION", "1.30", "must be lower-case letters"),
         ];
         for (key, value, expect) in table {
             let error = Config::from_env(&with(&[(key, value)])).unwrap_err().to_string();
@@ -257,11 +281,14 @@ mod tests {
             ("CA_TRUSTED_NODE_ACCOUNTS", "a/b, c/d"),
             ("ISTIOD_CUSTOM_HOST", "mesh.example,10.0.0.1"),
             ("JWT_AUDIENCES", "x,y"),
+            ("REVISION", "1-30"),
+            ("REVISION_TAGS", "prod, stable"),
         ]);
         let config = Config::from_env(&env).unwrap();
         assert_eq!(config.listen.plaintext, "[::]:15999".parse().unwrap());
         assert_eq!(config.ca.trusted_node_accounts.len(), 2);
         assert!(config.ca.serving_names.contains(&"mesh.example".to_owned()));
         assert_eq!(config.authn.audiences, ["x", "y"]);
+        assert_eq!(config.mesh.revision, Revision::new("1-30", ["prod".into(), "stable".into()], false));
     }
 }

@@ -4,7 +4,7 @@
 //!   objects ──Event──► publish (one task) ──► index ──dirty──► translate ──► ResourceSet ──► xDS
 //!                         │                                                   (15010, 15012)
 //!                         ├──► pods (who runs where) ──► ca: authn, node_auth ──► CA (15012)
-//!                         └──► status (conditions on policies)
+//!                         └──► status ◄── gateway (waypoints; the leader alone, with a watch of its own)
 //! ```
 //!
 //! Invariants:
@@ -18,9 +18,12 @@ pub mod ca;
 pub mod config;
 pub mod debounce;
 pub mod debug;
+pub mod gateway;
 pub mod index;
+pub mod leader;
 pub mod metrics;
 pub mod publish;
+pub mod revision;
 pub mod serve;
 pub mod status;
 pub mod translate;

@@ -19,6 +19,11 @@ Settings (environment):
   CLUSTER_ID                 (Kubernetes)
   CLUSTER_DOMAIN             (cluster.local)
   ROOT_NAMESPACE             (istio-system)
+  REVISION                   which control plane this is, where several run side by side (default)
+  REVISION_TAGS              other names of it in labels istio.io/rev
+  DEFAULT_REVISION           whether objects without the label are its own (if REVISION is default)
+  POD_NAME                   who this is among the replicas (istiod-lite)
+  WAYPOINT_IMAGE             what waypoints run; without it none is deployed
   CA_TRUSTED_NODE_ACCOUNTS   who may ask for the identities of its node (istio-system/ztunnel)
   DEFAULT_WORKLOAD_CERT_TTL  (24h)
   MAX_WORKLOAD_CERT_TTL      (90d)

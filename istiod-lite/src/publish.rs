@@ -5,7 +5,7 @@
 //!                                                                      └──► conditions ──► StatusQueue
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aquifer_objects::{Event, Kind, Object, ObjectKey, Watch};
@@ -22,7 +22,8 @@ use crate::config::MeshConfig;
 use crate::debounce::Debounce;
 use crate::index::{Change, Changes, Dirty, Index, Published};
 use crate::metrics::{PushMetrics, type_label};
-use crate::status::StatusQueue;
+use crate::revision::Revision;
+use crate::status::{self, Condition, StatusQueue};
 use crate::translate::Mesh;
 
 /// At most so many events are taken at once, so that a storm cannot starve the publication.
@@ -37,10 +38,7 @@ pub struct Publish {
     metrics: PushMetrics,
     debounce: Debounce,
     synced: bool,
-    /// What users wrote, with the conditions that stand there.
-    policies: BTreeMap<ObjectKey, Object>,
-    /// Policies that were written since the last publication.
-    touched: BTreeSet<ObjectKey>,
+    revision: Revision,
     services: BTreeSet<Arc<str>>,
 }
 
@@ -69,8 +67,7 @@ impl Publish {
             metrics,
             debounce: Debounce::default(),
             synced: false,
-            policies: BTreeMap::new(),
-            touched: BTreeSet::new(),
+            revision: config.revision.clone(),
             services: BTreeSet::new(),
         }
     }
@@ -123,7 +120,12 @@ impl Publish {
             }
             Event::Synced => self.synced = true,
         }
-        if self.index.apply(event) == Dirty::Yes || !self.touched.is_empty() {
+        // To us, what is for another revision does not exist.
+        let event = match event {
+            Event::Applied(object) if !self.revision.reads(&object) => Event::Deleted(object.key()),
+            event => event,
+        };
+        if self.index.apply(event) == Dirty::Yes {
             self.debounce.changed(Instant::now());
         }
     }
@@ -131,10 +133,7 @@ impl Publish {
     fn remember(&mut self, object: &Object) {
         match object {
             Object::Pod(pod) => self.pods.upsert(object.namespace(), object.name(), PodFacts::of(pod)),
-            Object::AuthorizationPolicy(_) => {
-                self.touched.insert(object.key());
-                self.policies.insert(object.key(), object.clone());
-            }
+            _ if status::has_status(object.kind()) => self.status.observed(object),
             _ => {}
         }
     }
@@ -142,11 +141,7 @@ impl Publish {
     fn forget(&mut self, key: &ObjectKey) {
         match key.kind {
             Kind::Pod => self.pods.remove(&key.namespace, &key.name),
-            Kind::AuthorizationPolicy => {
-                self.touched.remove(key);
-                self.policies.remove(key);
-                self.status.forget(key);
-            }
+            kind if status::has_status(kind) => self.status.forget(key),
             _ => {}
         }
     }
@@ -197,7 +192,7 @@ impl Publish {
             Resource::from_bytes(type_url, name.clone(), published.body.to_vec()).with_aliases(published.aliases);
         match message.and_then(|m| m.r#type) {
             Some(address::Type::Workload(workload)) => {
-                let follows = workload.services.into_keys().collect();
+                let follows = workload.services.into_keys().map(Into::into).collect();
                 resource.with_follows(follows).with_node(workload.node)
             }
             Some(address::Type::Service(_)) => {
@@ -208,14 +203,10 @@ impl Publish {
         }
     }
 
-    /// Conditions of what the users or the translation changed.
+    /// What the translation has to say of what users wrote.
     fn report(&mut self, changes: &Changes) {
-        let mut keys = std::mem::take(&mut self.touched);
-        keys.extend(changes.statuses.iter().map(|(key, _)| key.clone()));
-        for key in keys {
-            if let (Some(object), Some(conditions)) = (self.policies.get(&key), self.index.statuses().get(&key)) {
-                self.status.set(object, conditions);
-            }
+        for (key, conditions) in &changes.statuses {
+            self.status.conditions(key, conditions.iter().map(Condition::from).collect());
         }
     }
 }

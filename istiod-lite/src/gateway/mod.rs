@@ -1,0 +1,66 @@
+//! Waypoints: a Gateway of class `istio-waypoint` becomes a ServiceAccount, a Deployment and a Service, and is told so.
+//!
+//! ```text
+//!   Gateways, classes, overlays, what stands ──Event──▶ Controller ──▶ reconcile (pure) ──▶ Vec<Action>
+//!                                                           ▲                                  │
+//!                                                           └── what stands ◀── Writer (SSA) ◀─┴─▶ StatusQueue
+//! ```
+//!
+//! Invariants:
+//! * Only the leader of the Gateway's revision watches and writes; a new leader starts from what stands.
+//! * An object that doesn't carry our label is never written to: that would take over somebody's own.
+//! * What isn't running is not reported as programmed, and a Gateway without addresses binds nobody.
+
+mod class;
+mod conditions;
+mod controller;
+mod merge;
+mod reconcile;
+mod render;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub use conditions::service_address;
+pub use reconcile::{Action, Input, reconcile};
+pub use task::start;
+
+/// The field manager of what a Gateway becomes.
+pub const MANAGER: &str = "istio.io/gateway-controller";
+/// The same in a folder, where a manager is a folder's name.
+const FOLDER_MANAGER: &str = "istio.io-gateway-controller";
+/// The label of objects that a Gateway controller made.
+pub const MANAGED: &str = "gateway.istio.io/managed";
+/// The annotation on a Gateway that says which generation of controllers owns it; larger numbers win.
+pub const CONTROLLER_VERSION: &str = "gateway.istio.io/controller-version";
+/// Ours.
+pub const VERSION: i64 = 5;
+/// The label of a ConfigMap in the root namespace that overlays all Gateways of a class.
+pub const CLASS_DEFAULTS: &str = "gateway.istio.io/defaults-for-class";
+
+/// What a waypoint is told of its mesh.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// WAYPOINT_IMAGE: what a waypoint's container runs; without it none is made.
+    pub waypoint_image: Option<String>,
+    /// The revision of this control plane.
+    pub revision: String,
+    /// The root namespace.
+    pub root_namespace: String,
+    /// The suffix of Service names.
+    pub cluster_domain: String,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// The cluster.
+    pub cluster_id: String,
+    /// The network of this cluster, or nothing.
+    pub network: String,
+}
+
+impl Settings {
+    /// Where waypoints find us: each revision has a Service of its own.
+    pub fn control_plane(&self) -> String {
+        let suffix = if self.revision == "default" { String::new() } else { format!("-{}", self.revision) };
+        format!("istiod{suffix}.{}.svc:15012", self.root_namespace)
+    }
+}
