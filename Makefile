@@ -27,8 +27,8 @@ deps: ## Install the Debian packages that building, the lab and the tests use.
 build: deps ## Build all binaries, optimised (without LTO).
 	@scripts/build $(PROFILE)
 
-demo: preflight build ## Start a two-node lab and walk through the main job, live. KEEP=1 leaves it up.
-	@$(BIN)/aquifer demo $(if $(KEEP),--keep)
+demo: preflight build $(if $(API_SERVER),kube) ## Start a two-node lab and walk through the main job, live. KEEP=1 leaves it up; API_SERVER=1 takes a real Kubernetes API server.
+	@$(BIN)/aquifer demo $(if $(KEEP),--keep) $(if $(API_SERVER),--api-server)
 
 bench: preflight deps ## Measure what the mesh costs against none and against sidecars. QUICK=1 ends within 3 minutes.
 	@scripts/deps $(BENCH_PACKAGES)

@@ -97,6 +97,9 @@ struct Up {
     /// Plain nodes and pods, without the mesh
     #[arg(long)]
     no_mesh: bool,
+    /// Objects lie in a real Kubernetes API server (`make kube` builds it) instead of a folder of manifests
+    #[arg(long)]
+    api_server: bool,
     /// Manifests to apply at once
     #[arg(short, long = "filename")]
     files: Vec<PathBuf>,
@@ -180,6 +183,7 @@ async fn up(name: Option<String>, up: Up) -> Result<()> {
         ipv6: !up.no_ipv6,
         dns: !up.no_dns,
         mesh: !up.no_mesh,
+        api_server: up.api_server,
         keep: !up.foreground,
         ..LabOptions::default()
     };

@@ -32,6 +32,9 @@ enum Command {
         /// Leave the lab up and print commands to try
         #[arg(long)]
         keep: bool,
+        /// Objects lie in a real Kubernetes API server (`make kube` builds it) instead of a folder of manifests
+        #[arg(long)]
+        api_server: bool,
     },
     /// A cluster of nodes and pods in network namespaces of this machine
     Lab(lab::Command),
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level(&cli.command)));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let result = match cli.command {
-        Command::Demo { keep } => demo::command(keep),
+        Command::Demo { keep, api_server } => demo::command(keep, api_server),
         Command::Lab(command) => lab::run(command),
         Command::Bench(options) => bench::command(options),
     };

@@ -42,17 +42,18 @@ struct Demo {
 }
 
 /// Runs the demo on a runtime of its own; the exit code.
-pub(crate) fn command(keep: bool) -> Result<u8> {
+pub(crate) fn command(keep: bool, api_server: bool) -> Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let passed = runtime.block_on(run(keep))?;
+    let passed = runtime.block_on(run(keep, api_server))?;
     Ok(u8::from(!passed))
 }
 
 /// Runs the demo; returns whether everything was true.
-async fn run(keep: bool) -> Result<bool> {
+async fn run(keep: bool, api_server: bool) -> Result<bool> {
     let begin = Instant::now();
     let options = LabOptions {
         keep,
+        api_server,
         ..LabOptions::default()
             .ztunnel_var("SECRET_TTL", CERTIFICATE_TTL)
             .ztunnel_var("CONNECTION_TERMINATION_DEADLINE", format!("{DRAIN_SECONDS}s"))

@@ -9,6 +9,7 @@
 //!   control socket ─▶ control ─▶ exec, signals, status
 //! ```
 
+mod accounts;
 mod cluster;
 mod cni;
 mod components;
@@ -29,6 +30,7 @@ mod reaper;
 mod rules;
 mod sandbox;
 mod shared;
+mod store;
 mod tokens;
 
 use std::fs;
@@ -44,6 +46,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{ForkResult, fork, sethostname, setsid};
 
 use self::ending::end;
+pub(crate) use self::store::documents;
 use crate::error::{During, LabError, Result};
 use crate::options::LabOptions;
 use crate::paths::Paths;

@@ -3,17 +3,16 @@
 mod components;
 mod objects;
 
+use self::objects::Store;
 pub use self::objects::manifest_files;
 
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aquifer_objects::Kind;
-use aquifer_objects::folder::Writer;
 use tokio::task::spawn_blocking;
 
 use crate::capture::Capture;
@@ -24,9 +23,6 @@ use crate::process::{ExecOutput, Process};
 use crate::start::{self, Leaving};
 use crate::status::{PodInfo, Status};
 use crate::wire::{self, Reply, Request, Target};
-
-/// The field manager of manifests that a person applies.
-const USER: &str = "user";
 
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(20);
@@ -39,7 +35,7 @@ const LAST_MOMENTS: Duration = Duration::from_millis(500);
 pub struct Lab {
     name: String,
     paths: Paths,
-    writer: Arc<Writer>,
+    store: Store,
     /// The lab ends when this closes; `None` for a kept or attached one.
     life: Option<std::io::PipeWriter>,
     start_took: Duration,
@@ -50,8 +46,8 @@ impl Lab {
     pub async fn start(options: LabOptions) -> Result<Self> {
         let begin = Instant::now();
         let started = blocking(move || start::start(options)).await?;
-        let writer = Arc::new(Writer::new(started.paths.manifests(), USER));
-        Ok(Self { name: started.name, paths: started.paths, writer, life: started.life, start_took: begin.elapsed() })
+        let store = Store::of(&started.paths);
+        Ok(Self { name: started.name, paths: started.paths, store, life: started.life, start_took: begin.elapsed() })
     }
 
     /// Takes hold of a lab that is up, without owning its life.
@@ -60,8 +56,8 @@ impl Lab {
         if !start::alive(&paths) {
             return Err(LabError::NoSuchLab(name.to_owned()));
         }
-        let writer = Arc::new(Writer::new(paths.manifests(), USER));
-        Ok(Self { name: name.to_owned(), paths, writer, life: None, start_took: Duration::ZERO })
+        let store = Store::of(&paths);
+        Ok(Self { name: name.to_owned(), paths, store, life: None, start_took: Duration::ZERO })
     }
 
     /// The names of all labs that are up.

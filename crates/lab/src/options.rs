@@ -22,6 +22,8 @@ pub struct LabOptions {
     pub dns: bool,
     /// Lines for the resolver's configuration, in dnsmasq's words: names outside the cluster, other record types.
     pub dns_records: Vec<String>,
+    /// Objects lie in a real Kubernetes API server instead of a folder of manifests.
+    pub api_server: bool,
     /// The lab outlives its starter (until `down`).
     pub keep: bool,
     /// `ZTUNNEL_WORKER_THREADS` of each ztunnel.
@@ -47,6 +49,7 @@ impl Default for LabOptions {
             mesh: true,
             dns: true,
             dns_records: Vec::new(),
+            api_server: false,
             keep: false,
             workers: None,
             istiod_env: Vec::new(),

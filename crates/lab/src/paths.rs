@@ -88,6 +88,11 @@ impl Paths {
         self.root.join("tokens").join("jwks.json")
     }
 
+    /// The API server's keys and data, and the kubeconfigs of those who call it.
+    pub(crate) fn kube(&self) -> PathBuf {
+        self.root.join("kube")
+    }
+
     /// A pod's own files: hosts, resolv.conf, token.
     pub(crate) fn pod(&self, uid: &str) -> PathBuf {
         self.root.join("pods").join(uid)

@@ -14,6 +14,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
 use crate::addresses::MAX_NODES;
+use crate::api_server::Programs;
 use crate::error::{During, LabError, Result};
 use crate::lab::try_lock;
 use crate::options::LabOptions;
@@ -24,6 +25,8 @@ pub(crate) const LOCK_FD: i32 = 3;
 
 /// Logs and state of a demo fit well into this.
 const NEEDED_MIB: u64 = 64;
+/// etcd sets aside so much for its log before it writes a word.
+const ETCD_MIB: u64 = 256;
 
 /// What the folder of a lab that is being removed begins with.
 const GONE: &str = ".gone-";
@@ -155,10 +158,14 @@ fn check(options: &LabOptions) -> Result<()> {
         }
     }
     fs::create_dir_all(LABS).during(|| format!("making {LABS}"))?;
+    if options.api_server {
+        Programs::find()?;
+    }
+    let needed_mib = if options.api_server { NEEDED_MIB + ETCD_MIB } else { NEEDED_MIB };
     let stat = nix::sys::statvfs::statvfs(LABS).during(|| format!("asking for the free space of {LABS}"))?;
     let free_mib = (stat.blocks_available() as u64 * stat.fragment_size() as u64) >> 20;
-    if free_mib < NEEDED_MIB {
-        return Err(LabError::NoSpace { path: LABS.into(), free_mib, needed_mib: NEEDED_MIB });
+    if free_mib < needed_mib {
+        return Err(LabError::NoSpace { path: LABS.into(), free_mib, needed_mib });
     }
     Ok(())
 }

@@ -11,9 +11,11 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use aquifer_objects::{Kind, ObjectKey};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::options::{Component, Netns};
 use crate::status::{ProcessStats, Status};
@@ -28,6 +30,29 @@ pub(crate) enum Target {
     Pod { namespace: String, name: String },
     /// With the machine's files in one of the lab's network namespaces.
     Netns(Netns),
+}
+
+/// An object's name, its kind as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Named {
+    kind: String,
+    namespace: String,
+    name: String,
+}
+
+impl Named {
+    pub(crate) fn of(key: &ObjectKey) -> Self {
+        Self { kind: key.kind.as_str().into(), namespace: (*key.namespace).into(), name: (*key.name).into() }
+    }
+
+    pub(crate) fn key(&self) -> Option<ObjectKey> {
+        Some(ObjectKey::new(kind(&self.kind)?, &self.namespace, &self.name))
+    }
+}
+
+/// The kind of this name, which both sides know.
+pub(crate) fn kind(name: &str) -> Option<Kind> {
+    Kind::ALL.iter().find(|kind| kind.as_str() == name).copied()
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +96,20 @@ pub(crate) enum Request {
         pod: String,
         ttl_seconds: u64,
     },
+    /// The next four are for a lab whose objects lie in an API server, which nobody outside of it reaches.
+    Apply {
+        object: Value,
+    },
+    Delete {
+        object: Named,
+    },
+    Patch {
+        object: Named,
+        patch: Value,
+    },
+    Objects {
+        kinds: Vec<String>,
+    },
     Down,
 }
 
@@ -82,6 +121,7 @@ pub(crate) enum Reply {
     Stats(ProcessStats),
     Http { status: u16, body: String },
     Text(String),
+    Objects(Vec<Value>),
     Done,
     Error(String),
 }

@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use aquifer_objects::folder::Watch;
-use aquifer_objects::{Folder, Kind, Object, ObjectKey};
+use aquifer_objects::{Kind, Object, ObjectKey, Watch};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +23,7 @@ use self::model::{Entry, Model, deployment_of};
 use super::hosts::{self, HostEntry};
 use super::pod::{self, Extra, Placement, PodState};
 use super::shared::{Shared, new_uid};
+use super::store::{self, Store};
 use super::{components, dns};
 use crate::addresses::{PodNumbers, ServiceNumbers};
 use crate::error::{During, LabError, Result};
@@ -60,9 +61,19 @@ pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
     let made =
         spawn_blocking(move || base::nodes(&making)).await.map_err(|panic| LabError::Start(panic.to_string()))?;
     shared.nodes.set(made?).map_err(|_| LabError::Start("the cluster was started twice".into()))?;
-    base::objects(shared)?;
-    let watch =
-        Folder::new(shared.paths.manifests()).watch(&WATCHED).map_err(|error| LabError::Start(error.to_string()))?;
+    let store = if shared.options.api_server {
+        let (paths, ipv6) = (&shared.paths, shared.options.ipv6);
+        let (store, server) =
+            store::start_api_server(paths, shared.plan, ipv6, &shared.reaper, &shared.tracker).await?;
+        // Set here alone.
+        let _ = shared.api_server.set(server);
+        store
+    } else {
+        Store::folder(&shared.paths)
+    };
+    shared.store.set(store).map_err(|_| LabError::Start("the cluster was started twice".into()))?;
+    base::objects(shared).await?;
+    let watch = shared.store().watch(&WATCHED)?;
     let cluster = Cluster::new(Arc::clone(shared));
     shared.tracker.spawn("cluster", cluster.run(shared.take_events(), watch));
     let resolver = if shared.options.dns { Some(dns::start(shared).await?) } else { None };
@@ -117,11 +128,11 @@ impl Cluster {
             let mut questions = Vec::new();
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.event(event, &mut questions),
+                    Some(event) => self.event(event, &mut questions).await,
                     None => return,
                 },
                 object = watch.next() => match object {
-                    Some(object) => self.object(object),
+                    Some(object) => self.object(object).await,
                     None => {
                         tracing::error!("the watch of the manifests ended");
                         return;
@@ -129,10 +140,10 @@ impl Cluster {
                 },
             }
             while let Some(object) = watch.try_next() {
-                self.object(object);
+                self.object(object).await;
             }
             while let Ok(event) = events.try_recv() {
-                self.event(event, &mut questions);
+                self.event(event, &mut questions).await;
             }
             self.reconcile().await;
             for question in questions {
@@ -142,9 +153,9 @@ impl Cluster {
         }
     }
 
-    fn event(&mut self, event: Event, questions: &mut Vec<oneshot::Sender<Status>>) {
+    async fn event(&mut self, event: Event, questions: &mut Vec<oneshot::Sender<Status>>) {
         match event {
-            Event::Create(new, answer) => _ = answer.send(self.create(*new)),
+            Event::Create(new, answer) => _ = answer.send(self.create(*new).await),
             Event::PodChanged => {}
             Event::PodGone(state) => {
                 self.gone.insert(state.uid.clone());
@@ -153,32 +164,39 @@ impl Cluster {
                     self.numbers[usize::from(state.node) - 1].give_back(number);
                 }
                 for pod in std::mem::take(&mut self.waiting).into_values() {
-                    self.pod_applied(pod);
+                    self.pod_applied(pod).await;
                 }
             }
             Event::Status(question) => questions.push(question),
         }
     }
 
-    fn object(&mut self, event: aquifer_objects::Event) {
+    async fn object(&mut self, event: aquifer_objects::Event) {
         match event {
             aquifer_objects::Event::Synced => {}
-            aquifer_objects::Event::Applied(Object::Pod(pod)) => self.pod_applied(pod),
+            aquifer_objects::Event::Applied(Object::Pod(pod)) => self.pod_applied(pod).await,
             aquifer_objects::Event::Applied(Object::Namespace(namespace)) => {
-                base::furnish_namespace(&self.shared, &namespace, &self.model);
+                base::furnish_namespace(&self.shared, &namespace, &self.model).await;
+                if namespace.metadata.deletion_timestamp.is_some() {
+                    self.end_namespace(&text_of(&namespace.metadata.name));
+                }
                 self.model.apply(Object::Namespace(namespace));
             }
             aquifer_objects::Event::Applied(object) => self.model.apply(object),
-            aquifer_objects::Event::Deleted(key) => self.deleted(&key),
+            aquifer_objects::Event::Deleted(key) => self.deleted(&key).await,
         }
     }
 
-    fn pod_applied(&mut self, pod: Arc<Pod>) {
+    async fn pod_applied(&mut self, pod: Arc<Pod>) {
         let key = (text_of(&pod.metadata.namespace), text_of(&pod.metadata.name));
         let redirection =
             pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(REDIRECTION)).cloned();
         if let Some(entry) = self.pods.get_mut(&key) {
             entry.redirection = redirection;
+            if pod.metadata.deletion_timestamp.is_some() && !entry.state.is_terminating() {
+                let grace = pod.metadata.deletion_grace_period_seconds;
+                entry.state.delete(grace.and_then(|grace| u64::try_from(grace).ok()));
+            }
             entry.object = pod;
             return;
         }
@@ -187,16 +205,40 @@ impl Cluster {
         if old {
             return;
         }
-        // A pod that a person applied. Only what scheduling adds is ours to write.
-        let known = uid.is_some();
-        let uid = uid.unwrap_or_else(new_uid);
-        if let Err(error) = self.begin(Arc::clone(&pod), uid, Extra::default(), known) {
+        if let Err(error) = self.adopt(&pod).await {
             tracing::warn!(pod = key.1, %error, "not scheduled yet");
             self.waiting.insert(key, pod);
         }
     }
 
-    fn deleted(&mut self, key: &ObjectKey) {
+    /// Starts a pod that a person applied. Only what scheduling adds is ours to write.
+    async fn adopt(&mut self, pod: &Arc<Pod>) -> Result<()> {
+        let Some(pod) = self.shared.store().whole_pod(Arc::clone(pod)).await? else { return Ok(()) };
+        let known = pod.metadata.uid.is_some();
+        let uid = pod.metadata.uid.clone().unwrap_or_else(new_uid);
+        self.begin(pod, (uid.clone(), uid), Extra::default(), known).await.map(drop)
+    }
+
+    /// Where a server keeps a namespace until it is empty, it is emptied, and let go when its last pod is gone.
+    fn end_namespace(&self, name: &str) {
+        for (_, entry) in self.pods.iter().filter(|((namespace, _), _)| namespace == name) {
+            entry.state.delete(None);
+        }
+        let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
+        self.shared.tracker.spawn("namespace", async move {
+            let Some(remote) = shared.store().remote() else { return };
+            remote.empty_namespace(&name).await;
+            while shared.pods.lock().keys().any(|(namespace, _)| *namespace == name) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if let Err(error) = remote.finalize_namespace(&name).await {
+                // Another of these was faster.
+                tracing::debug!(namespace = name, %error, "letting a namespace go");
+            }
+        });
+    }
+
+    async fn deleted(&mut self, key: &ObjectKey) {
         let name = (key.namespace.to_string(), key.name.to_string());
         match key.kind {
             Kind::Pod => {
@@ -208,7 +250,7 @@ impl Cluster {
             }
             Kind::Namespace => {
                 for inner in self.model.keys_in(&key.name) {
-                    self.delete_object(&inner);
+                    self.delete_object(&inner).await;
                 }
                 for (_, entry) in self.pods.iter().filter(|((namespace, _), _)| *namespace == *key.name) {
                     entry.state.delete(None);
@@ -219,36 +261,40 @@ impl Cluster {
                     self.service_numbers.give_back(number);
                 }
                 // Only our part may be left, if a person removed the manifest's file.
-                let _ = self.shared.writer.release(key);
+                self.shared.store().release(key);
             }
             _ => {}
         }
         self.model.delete(key);
     }
 
-    fn delete_object(&self, key: &ObjectKey) {
-        if let Err(error) = self.shared.writer.delete(key) {
+    async fn delete_object(&self, key: &ObjectKey) {
+        if let Err(error) = self.shared.store().delete(key).await {
             tracing::debug!(object = %key, %error, "deleting");
         }
     }
 
     // --- Pods --------------------------------------------------------------------------------------------------
 
-    fn create(&mut self, new: NewPod) -> Result<Arc<PodState>> {
+    async fn create(&mut self, new: NewPod) -> Result<Arc<PodState>> {
         let NewPod { mut pod, uid, extra } = new;
-        pod["metadata"]["uid"] = json!(uid);
         let typed: Pod =
             serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
         let node = self.choose_node(&typed)?;
         pod["spec"]["nodeName"] = json!(self.shared.node(node).name);
-        let typed: Pod =
-            serde_json::from_value(pod.clone()).map_err(|error| LabError::Manifest(format!("pod: {error}")))?;
-        self.shared.writer.apply_json(pod).map_err(|error| LabError::Manifest(error.to_string()))?;
-        self.begin(Arc::new(typed), uid, extra, true)
+        let made = self.shared.store().create_pod(pod, &uid).await?;
+        let own = made.metadata.uid.clone().unwrap_or_else(|| uid.clone());
+        self.begin(Arc::new(made), (own, uid), extra, true).await
     }
 
     /// Gives the pod a node and addresses, and starts its life.
-    fn begin(&mut self, pod: Arc<Pod>, uid: String, extra: Extra, uid_known: bool) -> Result<Arc<PodState>> {
+    async fn begin(
+        &mut self,
+        pod: Arc<Pod>,
+        (uid, folder): (String, String),
+        extra: Extra,
+        uid_known: bool,
+    ) -> Result<Arc<PodState>> {
         let node = self.choose_node(&pod)?;
         let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
         let numbers = &mut self.numbers[usize::from(node) - 1];
@@ -272,20 +318,17 @@ impl Cluster {
         }
         let key = (text_of(&pod.metadata.namespace), text_of(&pod.metadata.name));
         if pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_none() || !uid_known {
-            let mut patch = json!({"spec": {"nodeName": self.shared.node(node).name}});
-            if !uid_known {
-                patch["metadata"] = json!({"uid": uid});
-            }
-            let written = self.shared.writer.patch(&ObjectKey::new(Kind::Pod, &key.0, &key.1), patch);
-            written.map_err(|error| LabError::Refused(error.to_string()))?;
+            let new_uid = (!uid_known).then_some(uid.as_str());
+            let object = ObjectKey::new(Kind::Pod, &key.0, &key.1);
+            self.shared.store().bind_pod(&object, &self.shared.node(node).name, new_uid).await?;
         }
-        let own = self.shared.paths.pod(&uid);
+        let own = self.shared.paths.pod(&folder);
         fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
         let services = hosts::listed(&self.hosts, self.shared.options.dns, extra.component.is_some());
         fs::write(own.join("hosts"), hosts::render(&key.1, &ips, &key.0, services))
             .during(|| "writing a pod's hosts".into())?;
         let placement = Placement { node, number, ips, deployment: deployment_of(&pod) };
-        let state = pod::start(&self.shared, Arc::clone(&pod), uid, placement, extra);
+        let state = pod::start(&self.shared, Arc::clone(&pod), (uid, folder), placement, extra);
         self.created += 1;
         self.pods.insert(key, Entry { object: pod, state: Arc::clone(&state), age: self.created, redirection: None });
         Ok(state)

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
+use super::accounts;
 use super::cluster::{Event, NewPod};
 use super::deployments::suffix;
 use super::pod::{Extra, Order, PodState};
@@ -36,12 +37,15 @@ const ZTUNNEL_GRACE: u64 = 30;
 
 /// Starts the mesh, and returns when all of it is ready.
 pub(super) async fn start(shared: &Arc<Shared>) -> Result<()> {
-    let jwks = shared.paths.jwks();
-    let tokens =
-        spawn_blocking(move || Tokens::new(&jwks)).await.map_err(|panic| LabError::Start(panic.to_string()))??;
-    shared.tokens.set(tokens).map_err(|_| LabError::Start("the mesh was started twice".into()))?;
+    if shared.store().remote().is_none() {
+        let jwks = shared.paths.jwks();
+        let tokens =
+            spawn_blocking(move || Tokens::new(&jwks)).await.map_err(|panic| LabError::Start(panic.to_string()))??;
+        shared.tokens.set(tokens).map_err(|_| LabError::Start("the mesh was started twice".into()))?;
+    }
     fs::create_dir_all(shared.paths.istiod()).during(|| "making istiod's folder".into())?;
-    apply(shared, service_json())?;
+    accounts::start(shared).await?;
+    apply(shared, service_json()).await?;
     let istiod = create(shared, istiod(shared)?).await?;
     let mut pods = Vec::new();
     for node in shared.nodes() {
@@ -95,7 +99,11 @@ pub(super) fn pid(pod: &PodState) -> Option<i32> {
 }
 
 /// A fresh token for a pod's service account.
-pub(super) fn token(shared: &Shared, pod: &PodState, ttl: Duration) -> Result<String> {
+pub(super) async fn token(shared: &Shared, pod: &PodState, ttl: Duration) -> Result<String> {
+    if let Some(remote) = shared.store().remote() {
+        let account = (pod.namespace.as_str(), pod.service_account.as_str());
+        return remote.token(account, Some(AUDIENCE), Some((&pod.name, &pod.uid)), ttl.as_secs()).await;
+    }
     let tokens = shared.tokens.get().ok_or_else(|| LabError::Refused("a lab without mesh has no tokens".into()))?;
     let node = &shared.node(pod.node).name;
     let account_uid = stable_uid("serviceaccount", &pod.namespace, &pod.service_account);
@@ -138,8 +146,8 @@ pub(super) async fn wait_ready(shared: &Shared, pod: &PodState) -> Result<()> {
     }
 }
 
-pub(super) fn apply(shared: &Shared, object: Value) -> Result<()> {
-    shared.writer.apply_json(object).map(drop).map_err(|error| LabError::Start(error.to_string()))
+pub(super) async fn apply(shared: &Shared, object: Value) -> Result<()> {
+    shared.store().apply(object).await.map_err(|error| LabError::Start(error.to_string()))
 }
 
 fn service_json() -> Value {
@@ -155,23 +163,26 @@ fn service_json() -> Value {
 }
 
 fn istiod(shared: &Shared) -> Result<NewPod> {
-    let env = [
-        ("AQUIFER_MANIFESTS", "/run/aquifer/manifests".to_owned()),
-        ("AQUIFER_DATA_DIR", "/run/aquifer/istiod".to_owned()),
-        ("JWKS_FILE", "/run/aquifer/tokens/jwks.json".to_owned()),
-        ("JWT_ISSUER", ISSUER.to_owned()),
-        ("JWT_AUDIENCES", AUDIENCE.to_owned()),
+    let mut env = vec![
         ("TRUST_DOMAIN", "cluster.local".to_owned()),
         ("CLUSTER_ID", "Kubernetes".to_owned()),
         ("ROOT_NAMESPACE", NAMESPACE.to_owned()),
         ("CA_TRUSTED_NODE_ACCOUNTS", format!("{NAMESPACE}/ztunnel")),
     ];
     let paths = &shared.paths;
-    let mut mounts = vec![
-        mount(paths.manifests(), "/run/aquifer/manifests"),
-        mount(paths.istiod(), "/run/aquifer/istiod"),
-        mount(paths.jwks().with_file_name(""), "/run/aquifer/tokens"),
-    ];
+    let mut mounts = vec![mount(paths.istiod(), "/run/aquifer/istiod")];
+    env.push(("AQUIFER_DATA_DIR", "/run/aquifer/istiod".to_owned()));
+    if shared.store().remote().is_some() {
+        mounts.push(mount(accounts::folder(shared, accounts::ISTIOD), accounts::FOLDER));
+        env.push(("KUBECONFIG", format!("{}/config", accounts::FOLDER)));
+    } else {
+        mounts.push(mount(paths.manifests(), "/run/aquifer/manifests"));
+        mounts.push(mount(paths.jwks().with_file_name(""), "/run/aquifer/tokens"));
+        env.push(("AQUIFER_MANIFESTS", "/run/aquifer/manifests".to_owned()));
+        env.push(("JWKS_FILE", "/run/aquifer/tokens/jwks.json".to_owned()));
+        env.push(("JWT_ISSUER", ISSUER.to_owned()));
+        env.push(("JWT_AUDIENCES", AUDIENCE.to_owned()));
+    }
     let command = binary("istiod-lite", &mut mounts)?;
     let spec = Spec {
         name: format!("istiod-{}", name_suffix()),
@@ -198,7 +209,10 @@ fn agent(shared: &Shared, node: &str) -> Result<NewPod> {
         ("NODE_NAME", node.to_owned()),
         ("ZTUNNEL_UDS", paths.ztunnel_socket(node).display().to_string()),
         ("CNI_EVENT_SOCKET", paths.plugin_socket(node).display().to_string()),
-        ("AQUIFER_MANIFESTS", paths.manifests().display().to_string()),
+        match shared.store().remote() {
+            Some(_) => ("KUBECONFIG", accounts::folder(shared, accounts::AGENT).join("config").display().to_string()),
+            None => ("AQUIFER_MANIFESTS", paths.manifests().display().to_string()),
+        },
         ("AQUIFER_NETNS_DIR", paths.netns(node).display().to_string()),
     ];
     let command = own_binary("istio-cni-node")?.display().to_string();
@@ -328,7 +342,7 @@ fn keep_tokens_fresh(shared: &Arc<Shared>) {
             for pod in pods {
                 let due = written.get(&pod.uid).is_none_or(|at: &tokio::time::Instant| at.elapsed() > ttl * 4 / 5);
                 if due {
-                    match write_token(&shared, &pod, ttl) {
+                    match write_token(&shared, &pod, ttl).await {
                         Ok(()) => _ = written.insert(pod.uid.clone(), tokio::time::Instant::now()),
                         Err(error) => tracing::warn!(pod = pod.name, %error, "no token"),
                     }
@@ -350,13 +364,13 @@ fn has_token(pod: &PodState) -> bool {
 }
 
 /// Writes a ztunnel's token. The first one is there before its container starts.
-pub(super) fn write_token(shared: &Shared, pod: &PodState, ttl: Duration) -> Result<()> {
-    let file = shared.paths.pod(&pod.uid).join("tokens/istio-token");
-    replace(&file, token(shared, pod, ttl)?.as_bytes(), 0o600).during(|| format!("writing {}", file.display()))
+pub(super) async fn write_token(shared: &Shared, pod: &PodState, ttl: Duration) -> Result<()> {
+    let file = shared.paths.pod(&pod.folder).join("tokens/istio-token");
+    replace(&file, token(shared, pod, ttl).await?.as_bytes(), 0o600).during(|| format!("writing {}", file.display()))
 }
 
 /// As a kubelet updates a volume: never half-written.
-fn replace(file: &std::path::Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+pub(super) fn replace(file: &std::path::Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let new = file.with_extension("new");
     // What an interrupted write left would keep its mode.
     let _ = fs::remove_file(&new);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aquifer_objects::{Folder, Kind, Object, ObjectKey};
+use aquifer_objects::{Kind, Object, ObjectKey};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -15,11 +15,12 @@ use super::pod::{Order, PodState};
 use super::reaper::{Place, Running};
 use super::sandbox::{self, Namespaces};
 use super::shared::Shared;
+use super::store::Remote;
 use super::{components, http, procfs};
 use crate::error::{During, LabError, Result};
 use crate::options::Netns;
 use crate::start::find_program;
-use crate::wire::{self, Reply, Request, Target};
+use crate::wire::{self, Named, Reply, Request, Target};
 
 /// How long a caller's command waits for a pod that is being made.
 const SANDBOX_PATIENCE: Duration = Duration::from_secs(5);
@@ -102,11 +103,38 @@ fn handle(shared: &Arc<Shared>, request: Request) -> Result<Reply> {
         }
         Request::Token { namespace, pod, ttl_seconds } => {
             let pod = shared.find_pod(&namespace, &pod)?;
-            Reply::Text(components::token(shared, &pod, Duration::from_secs(ttl_seconds))?)
+            let token = components::token(shared, &pod, Duration::from_secs(ttl_seconds));
+            Reply::Text(Handle::current().block_on(token)?)
+        }
+        Request::Apply { object } => {
+            Handle::current().block_on(remote(shared)?.apply_users(object))?;
+            Reply::Done
+        }
+        Request::Delete { object } => {
+            Handle::current().block_on(remote(shared)?.delete(&known(&object)?, None, None))?;
+            Reply::Done
+        }
+        Request::Patch { object, patch } => {
+            Handle::current().block_on(remote(shared)?.patch(&known(&object)?, &patch))?;
+            Reply::Done
+        }
+        Request::Objects { kinds } => {
+            let kinds: Vec<Kind> = kinds.iter().filter_map(|kind| wire::kind(kind)).collect();
+            let objects = Handle::current().block_on(shared.store().read(&kinds))?;
+            Reply::Objects(objects.iter().map(Object::to_json).collect())
         }
         Request::Down => super::ending::end(&shared.paths),
         Request::Exec { .. } | Request::Signal(_) => Reply::Error("not a request of its own".into()),
     })
+}
+
+/// The API server, for what a caller cannot write to files itself.
+fn remote(shared: &Shared) -> Result<&Remote> {
+    shared.store().remote().ok_or_else(|| LabError::Refused("this lab's objects are files".into()))
+}
+
+fn known(object: &Named) -> Result<ObjectKey> {
+    object.key().ok_or_else(|| LabError::Refused(format!("the lab does not know {object:?}")))
 }
 
 /// Runs a command on the caller's descriptors; a caller that hangs up takes it along.
@@ -216,14 +244,17 @@ fn sandbox_of(shared: &Shared, namespace: &str, name: &str) -> Result<(Arc<PodSt
 
 /// Whether a manifest says that there is to be such a pod.
 fn is_applied(shared: &Shared, namespace: &str, name: &str) -> bool {
-    let folder = Folder::new(shared.paths.manifests());
+    let store = shared.store();
     let wants_pods = |object| match object {
         Object::Deployment(deployment) => deployment.spec.replicas != Some(0),
         _ => true,
     };
     [Kind::Deployment, Kind::Pod]
         .iter()
-        .any(|kind| folder.get(&ObjectKey::new(*kind, namespace, name)).is_some_and(wants_pods))
+        .any(|kind| {
+            let found = Handle::current().block_on(store.get(&ObjectKey::new(*kind, namespace, name)));
+            found.ok().flatten().is_some_and(wants_pods)
+        })
 }
 
 /// The network alone; files stay the machine's.

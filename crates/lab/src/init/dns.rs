@@ -30,7 +30,7 @@ pub(super) async fn start(shared: &Arc<Shared>) -> Result<Arc<PodState>> {
     fs::create_dir_all(&hosts).during(|| format!("making {}", hosts.display()))?;
     fs::write(folder.join("dnsmasq.conf"), config(&shared.options.dns_records))
         .during(|| "writing the resolver's settings".into())?;
-    apply(shared, service())?;
+    apply(shared, service()).await?;
     let extra = Extra { mounts: vec![mount(folder, FOLDER)], system: true, ..Extra::default() };
     create(shared, NewPod { pod: pod(&program.display().to_string()), uid: new_uid(), extra }).await
 }

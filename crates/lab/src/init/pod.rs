@@ -18,9 +18,7 @@ use std::time::Duration;
 
 use aquifer_objects::{Kind, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
-use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -55,6 +53,8 @@ pub(super) struct PodState {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) uid: String,
+    /// The name of its own folder, which may be older than its uid.
+    pub(super) folder: String,
     pub(super) node: u8,
     /// Its number on the node; none with host network.
     pub(super) number: Option<u8>,
@@ -185,7 +185,7 @@ pub(super) fn wanted_ipv4(pod: &Pod) -> Option<std::net::Ipv4Addr> {
 pub(super) fn start(
     shared: &Arc<Shared>,
     pod: Arc<Pod>,
-    uid: String,
+    (uid, folder): (String, String),
     placement: Placement,
     extra: Extra,
 ) -> Arc<PodState> {
@@ -195,6 +195,7 @@ pub(super) fn start(
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
         uid,
+        folder,
         node: placement.node,
         number: placement.number,
         ips: placement.ips,
@@ -251,7 +252,7 @@ impl Life {
         };
         let told = async {
             deleted(&mut deletion).await;
-            self.mark_deleted();
+            self.mark_deleted().await;
             self.wait_containers().await;
         };
         tokio::select! {
@@ -263,7 +264,7 @@ impl Life {
             tokio::time::sleep(LINGER).await;
         }
         self.take_down_sandbox().await;
-        self.forget();
+        self.forget().await;
     }
 
     async fn make_sandbox(&self) -> Result<()> {
@@ -301,15 +302,12 @@ impl Life {
         self.message("");
     }
 
-    fn mark_deleted(&self) {
+    async fn mark_deleted(&self) {
         let deletion = *self.state.delete.borrow();
         let left =
             deletion.map_or(Duration::ZERO, |deletion| deletion.deadline.saturating_duration_since(Instant::now()));
-        let patch = json!({"metadata": {
-            "deletionTimestamp": format!("{:.0}", Timestamp::now()),
-            "deletionGracePeriodSeconds": left.as_secs_f64().round() as u64,
-        }});
-        self.write(self.shared.writer.patch(&self.state.key(), patch));
+        let seconds = left.as_secs_f64().round() as u64;
+        self.write(self.shared.store().begin_pods_end(&self.state.key(), &self.state.uid, seconds).await);
         self.shared.send(Event::PodChanged);
     }
 
@@ -339,20 +337,18 @@ impl Life {
         .await;
     }
 
-    fn forget(&self) {
+    async fn forget(&self) {
         let state = &self.state;
-        let _ = fs::remove_dir_all(self.shared.paths.pod(&state.uid));
-        let mut pods = self.shared.pods.lock();
-        pods.remove(&(state.namespace.clone(), state.name.clone()));
-        drop(pods);
+        let _ = fs::remove_dir_all(self.shared.paths.pod(&state.folder));
+        self.shared.pods.lock().remove(&(state.namespace.clone(), state.name.clone()));
         self.shared.components.lock().retain(|_, pod| pod.uid != state.uid);
-        if let Err(error) = self.shared.writer.delete(&state.key()) {
+        if let Err(error) = self.shared.store().end_pod(&state.key(), &state.uid).await {
             tracing::debug!(pod = %state.key(), %error, "the object was gone already");
         }
         self.shared.send(Event::PodGone(Arc::clone(state)));
     }
 
-    fn write(&self, result: std::result::Result<(), aquifer_objects::folder::WriteError>) {
+    fn write(&self, result: Result<()>) {
         if let Err(error) = result {
             // Somebody removed the object under us: its deletion is on the way.
             tracing::debug!(pod = %self.state.key(), %error, "writing the pod's status");
@@ -362,7 +358,7 @@ impl Life {
 
 /// Makes namespaces and mounts of a pod, and connects it. Blocks.
 fn sandbox_of(shared: &Shared, state: &PodState) -> Result<Namespaces> {
-    let own = shared.paths.pod(&state.uid);
+    let own = shared.paths.pod(&state.folder);
     fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
     let file = |name: &str, target: &str| Mount { source: own.join(name), target: target.into() };
     let write = |name: &str, text: &str| fs::write(own.join(name), text).during(|| format!("writing a pod's {name}"));

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use aquifer_objects::folder::Writer;
 use aquifer_runtime::Tracker;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
@@ -16,17 +15,16 @@ use super::cluster::Event;
 use super::kubelet::Kubelet;
 use super::pod::PodState;
 use super::reaper::Reaper;
+use super::store::Store;
 use super::tokens::Tokens;
 use crate::addresses::Plan;
+use crate::api_server::ApiServerPlan;
 use crate::error::{LabError, Result};
 use crate::options::{Component, LabOptions};
 use crate::paths::Paths;
 
 /// Pods whose sandboxes are made at the same time: more only wait for the kernel's one lock on interfaces.
 const SANDBOXES_AT_ONCE: usize = 8;
-
-/// The field manager that the lab writes as.
-pub(super) const MANAGER: &str = "lab";
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -36,7 +34,10 @@ pub(super) struct Shared {
     pub(super) plan: Plan,
     pub(super) tracker: Tracker,
     pub(super) reaper: Arc<Reaper>,
-    pub(super) writer: Writer,
+    /// Set once, before any object.
+    pub(super) store: OnceLock<Store>,
+    /// Set once if there is an API server, before any pod.
+    pub(super) api_server: OnceLock<ApiServerPlan>,
     pub(super) sandbox_slots: Arc<Semaphore>,
     /// Set once, before any pod.
     pub(super) nodes: OnceLock<Vec<Node>>,
@@ -64,13 +65,13 @@ pub(super) struct Node {
 impl Shared {
     pub(super) fn new(name: String, paths: Paths, options: LabOptions, begin: Instant) -> Result<Arc<Self>> {
         let (events, receiver) = mpsc::unbounded_channel();
-        let writer = Writer::new(paths.manifests(), MANAGER);
         Ok(Arc::new(Self {
             name,
             plan: Plan::new(options.ipv6),
             tracker: Tracker::new(),
             reaper: Arc::default(),
-            writer,
+            store: OnceLock::new(),
+            api_server: OnceLock::new(),
             sandbox_slots: Arc::new(Semaphore::new(SANDBOXES_AT_ONCE)),
             nodes: OnceLock::new(),
             tokens: OnceLock::new(),
@@ -88,6 +89,11 @@ impl Shared {
     /// The cluster's end of the events; there is one cluster.
     pub(super) fn take_events(&self) -> mpsc::UnboundedReceiver<Event> {
         self.receiver.lock().take().expect("the cluster starts once")
+    }
+
+    /// Where the objects lie. Nothing asks before it is known.
+    pub(super) fn store(&self) -> &Store {
+        self.store.get().expect("the store is there before anything that uses it")
     }
 
     pub(super) fn nodes(&self) -> &[Node] {

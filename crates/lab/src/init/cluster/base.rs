@@ -34,35 +34,43 @@ pub(super) fn nodes(shared: &Arc<Shared>) -> Result<Vec<Node>> {
 }
 
 /// The cluster's own objects.
-pub(super) fn objects(shared: &Shared) -> Result<()> {
-    let apply =
-        |object: Value| shared.writer.apply_json(object).map(drop).map_err(|error| LabError::Start(error.to_string()));
+pub(super) async fn objects(shared: &Shared) -> Result<()> {
+    let apply = async |object: Value| {
+        shared.store().apply(object).await.map_err(|error| LabError::Start(error.to_string()))
+    };
     for name in NAMESPACES {
-        apply(namespace(name))?;
-        apply(service_account(name, "default"))?;
+        apply(namespace(name)).await?;
+        apply(service_account(name, "default")).await?;
     }
     if shared.options.mesh {
         for (namespace, name) in ACCOUNTS {
-            apply(service_account(namespace, name))?;
+            apply(service_account(namespace, name)).await?;
         }
     }
     for node in shared.nodes() {
-        apply(self::node(shared, node))?;
+        apply(self::node(shared, node)).await?;
     }
     Ok(())
 }
 
 /// What an API server gives a namespace that somebody made: its name as a label, and a default service account.
-pub(super) fn furnish_namespace(shared: &Shared, namespace: &Namespace, model: &Model) {
+pub(super) async fn furnish_namespace(shared: &Shared, namespace: &Namespace, model: &Model) {
     let name = namespace.metadata.name.as_deref().unwrap_or_default();
     let key = ObjectKey::new(Kind::Namespace, "", name);
     if model.has(&key) || NAMESPACES.contains(&name) || namespace.metadata.deletion_timestamp.is_some() {
         return;
     }
-    let labelled = shared.writer.patch_labels(&key, &[("kubernetes.io/metadata.name", Some(name))]);
+    let labels = json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}});
+    let labelled = match shared.store().remote() {
+        // It does so itself.
+        Some(_) => Ok(()),
+        None => shared.store().patch(&key, labels).await,
+    };
     let default = ObjectKey::new(Kind::ServiceAccount, name, "default");
-    let made =
-        if model.has(&default) { Ok(()) } else { shared.writer.apply_json(service_account(name, "default")).map(drop) };
+    let made = match model.has(&default) {
+        true => Ok(()),
+        false => shared.store().apply(service_account(name, "default")).await,
+    };
     if let Err(error) = labelled.and(made) {
         tracing::debug!(namespace = name, %error, "furnishing a namespace");
     }

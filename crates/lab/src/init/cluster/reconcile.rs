@@ -23,8 +23,8 @@ use crate::init::{dns, endpoints, hosts, rules};
 
 impl Cluster {
     pub(super) async fn reconcile(&mut self) {
-        self.deployments();
-        self.give_service_addresses();
+        self.deployments().await;
+        self.give_service_addresses().await;
         let services = self.model.services();
         let views: Vec<_> = self.pods.values().map(Entry::view(&self.shared)).collect();
         let mut slices = BTreeMap::new();
@@ -42,7 +42,7 @@ impl Cluster {
         ips.sort_unstable();
         ips.dedup();
         drop(views);
-        self.write_slices(slices);
+        self.write_slices(slices).await;
         names.sort();
         if names != self.hosts {
             self.hosts = names;
@@ -57,7 +57,7 @@ impl Cluster {
         }
     }
 
-    fn deployments(&mut self) {
+    async fn deployments(&mut self) {
         for deployment in self.model.deployments() {
             let key = (text_of(&deployment.metadata.namespace), text_of(&deployment.metadata.name));
             let hash = deployments::template_hash(&deployment);
@@ -68,7 +68,8 @@ impl Cluster {
                     Step::Create(count) => {
                         for _ in 0..count {
                             let pod = deployments::new_pod(&deployment, &hash, &mut rng());
-                            if let Err(error) = self.create(NewPod { pod, uid: new_uid(), extra: Extra::default() }) {
+                            let new = NewPod { pod, uid: new_uid(), extra: Extra::default() };
+                            if let Err(error) = self.create(new).await {
                                 tracing::warn!(deployment = key.1, %error, "a pod was not made");
                                 break;
                             }
@@ -87,7 +88,7 @@ impl Cluster {
             let status = json!({"replicas": alive, "readyReplicas": ready, "availableReplicas": ready, "updatedReplicas": updated});
             if self.deployment_status.get(&key) != Some(&status) {
                 let object = ObjectKey::new(Kind::Deployment, &key.0, &key.1);
-                if let Err(error) = self.shared.writer.patch_status(&object, status.clone()) {
+                if let Err(error) = self.shared.store().patch_status(&object, status.clone()).await {
                     tracing::debug!(%error, "writing a deployment's status");
                 }
                 self.deployment_status.insert(key, status);
@@ -103,7 +104,7 @@ impl Cluster {
         }
     }
 
-    fn give_service_addresses(&mut self) {
+    async fn give_service_addresses(&mut self) {
         for service in self.model.services() {
             let spec = service.spec.clone().unwrap_or_default();
             let external = spec.type_.as_deref() == Some("ExternalName");
@@ -133,7 +134,7 @@ impl Cluster {
                 "type": spec.type_.as_deref().unwrap_or("ClusterIP"),
             }});
             let key = Object::Service(Arc::clone(&service)).key();
-            if let Err(error) = self.shared.writer.patch(&key, patch.clone()) {
+            if let Err(error) = self.shared.store().patch(&key, patch.clone()).await {
                 tracing::debug!(%error, "writing a Service's address");
                 continue;
             }
@@ -142,16 +143,16 @@ impl Cluster {
         }
     }
 
-    fn write_slices(&mut self, slices: BTreeMap<(String, String), Value>) {
+    async fn write_slices(&mut self, slices: BTreeMap<(String, String), Value>) {
         for (key, slice) in &slices {
             if self.slices.get(key) != Some(slice)
-                && let Err(error) = self.shared.writer.apply_json(slice.clone())
+                && let Err(error) = self.shared.store().apply(slice.clone()).await
             {
                 tracing::warn!(%error, "writing an EndpointSlice");
             }
         }
         for key in self.slices.keys().filter(|key| !slices.contains_key(*key)) {
-            self.delete_object(&ObjectKey::new(Kind::EndpointSlice, &key.0, &key.1));
+            self.delete_object(&ObjectKey::new(Kind::EndpointSlice, &key.0, &key.1)).await;
         }
         self.slices = slices;
     }
@@ -162,7 +163,7 @@ impl Cluster {
             dns::write(&self.shared, &self.hosts);
         }
         for ((namespace, name), entry) in &self.pods {
-            let file = self.shared.paths.pod(&entry.state.uid).join("hosts");
+            let file = self.shared.paths.pod(&entry.state.folder).join("hosts");
             // In place: the pod has this very file mounted.
             let services = hosts::listed(&self.hosts, dns, entry.state.extra.component.is_some());
             if let Err(error) = fs::write(&file, hosts::render(name, &entry.state.ips, namespace, services)) {

@@ -56,7 +56,7 @@ impl Life {
             live.published = status.clone();
             status
         };
-        self.write(self.shared.writer.patch_status(&self.state.key(), status));
+        self.write(self.shared.store().publish(&self.state.key(), status));
         self.shared.send(Event::PodChanged);
     }
 }

@@ -30,7 +30,7 @@ pub(super) async fn containers(life: &Life, orders: mpsc::UnboundedReceiver<Orde
     let Some(spec) = &pod.spec else { return };
     if matches!(life.state.extra.component, Some(Component::Ztunnel(_))) {
         let ttl = Duration::from_secs(life.shared.options.token_ttl_seconds);
-        if let Err(error) = components::write_token(&life.shared, &life.state, ttl) {
+        if let Err(error) = components::write_token(&life.shared, &life.state, ttl).await {
             life.message(&error.to_string());
         }
     }
