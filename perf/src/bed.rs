@@ -22,6 +22,9 @@ const PODS: [&str; 4] = ["client", "neighbour", "near", "far"];
 /// Why the mode with waypoints cannot be measured.
 pub(crate) const NO_WAYPOINT: &str = "not measured: Aquifer has no waypoint yet";
 
+/// The port of tunnels.
+const HBONE: u16 = 15008;
+
 /// How long the mesh may take to carry the first connection.
 const IN_FORCE: Duration = Duration::from_secs(20);
 
@@ -167,6 +170,12 @@ impl Bed {
         Ok(all)
     }
 
+    /// HBONE connections that the client's pod has open.
+    pub(crate) async fn tunnels(&self) -> Result<usize> {
+        let output = self.lab.netns_exec(pod_netns("client"), &["cat", "/proc/net/tcp"]).await?;
+        Ok(established(&output.stdout, HBONE))
+    }
+
     fn netnses(&self) -> Vec<Netns> {
         let mut all = vec![Netns::Wire, Netns::Node("node1".into()), Netns::Node("node2".into())];
         all.extend(PODS.map(pod_netns));
@@ -213,6 +222,16 @@ impl Bed {
         let seen = self.lab.metric(Component::ztunnel("node2"), "istio_tcp_connections_opened_total", &labels).await?;
         Ok((seen == 0.0).then(|| "ztunnel on node2 saw no connection with mutual TLS".to_owned()))
     }
+}
+
+/// Open connections to a port of others, in proc_net_tcp(5)'s words.
+fn established(text: &str, port: u16) -> usize {
+    let (port, open) = (format!(":{port:04X}"), "01");
+    let is = |line: &&str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next().is_some_and(|remote| remote.ends_with(&port)) && words.next() == Some(open)
+    };
+    text.lines().filter(is).count()
 }
 
 /// `aquifer-load`, beside this program.
@@ -279,4 +298,19 @@ pub(crate) fn check_binaries(folder: &Path) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tunnels_are_open_connections_to_their_port() {
+        let text = "  sl  local_address rem_address   st tx_queue
+   0: 020012C6:B0C2 030012C6:3AA0 01 00000000:00000000
+   1: 020012C6:B0C4 030012C6:3AA0 06 00000000:00000000
+   2: 020012C6:3AA0 030012C6:B0C2 01 00000000:00000000
+";
+        assert_eq!(established(text, HBONE), 1);
+    }
 }

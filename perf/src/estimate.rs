@@ -59,6 +59,8 @@ fn of_work(work: &Work, modes: &[Mode], options: &BenchOptions) -> f64 {
         // Alone, then beside the neighbour.
         Kind::Neighbour { .. } => 2.0 * seconds + 1.5,
         Kind::Idle { connections } => 1.0 + f64::from(connections) / 3000.0,
+        Kind::Memory { .. } => seconds + 5.0,
+        Kind::Workloads { count } => 14.0 + f64::from(count) / 2500.0,
         _ => seconds,
     };
     let rounds = options.rounds.unwrap_or_else(|| work.rounds(options.quick));

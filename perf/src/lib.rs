@@ -25,15 +25,18 @@ mod measure;
 mod mode;
 mod options;
 mod pods;
+mod profile;
 mod report;
 mod results;
 mod run;
+mod scaling;
 pub mod sidecar;
 mod stats;
 mod targets;
 mod tools;
 mod tuning;
 mod work;
+mod workloads;
 
 pub use mode::Mode;
 pub use options::BenchOptions;
@@ -46,10 +49,17 @@ pub async fn run(options: BenchOptions) -> Result<bool> {
         print!("{}", report::list());
         return Ok(true);
     }
-    ensure!(!options.profile, "--profile is not available");
-    ensure!(!options.scaling, "--scaling is not available");
-    let results = run::run(&options).await?;
-    let out = options.out()?;
+    ensure!(!(options.profile && options.scaling), "--profile and --scaling are two runs: name one");
+    // Each kind of run has a folder of its own: none overwrites another's report.
+    let (results, out) = if options.scaling {
+        scaling::check(&options)?;
+        (scaling::measure(&options).await?, options.out()?.join("scaling"))
+    } else if options.profile {
+        let out = options.out()?.join("profile");
+        (profile::measure(&options, &out).await?, out)
+    } else {
+        (run::run(&options).await?, options.out()?)
+    };
     report::write(&results, &out)?;
     print!("{}", report::terminal(&results));
     println!("\nwritten: {0}/results.json, {0}/report.md, {0}/report.html", out.display());

@@ -1,7 +1,7 @@
 //! How each kind of work is done in a bed.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -12,6 +12,7 @@ use crate::options::BenchOptions;
 use crate::results::Metric;
 use crate::tools::{Outcome, iperf3, load, wrk};
 use crate::work::{Busy, Kind, Work, extra};
+use crate::workloads;
 
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -20,6 +21,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 const ALL_UP: Duration = Duration::from_secs(60);
 /// How long what they cost may take to show.
 const SETTLED: Duration = Duration::from_millis(500);
+/// How long proxies do nothing before they count as idle: what their start needed is given back by then.
+const IDLE: Duration = Duration::from_secs(5);
 /// How long a neighbour is at it before it counts.
 const WARM: Duration = Duration::from_millis(500);
 
@@ -95,11 +98,19 @@ pub(crate) async fn run(
         }
         Kind::Idle { connections } => idle(bed, &load_at, connections, watch, found).await,
         Kind::Memory { connections } => {
+            tokio::time::sleep(IDLE).await;
             note(found, extra::IDLE, watch.pss() as f64 / MIB);
             let url = bed.url(work.place);
             let outcome = wrk::parse(&bed.client(&wrk::args(&url, connections, threads, seconds, true)).await?)?;
             note(found, extra::AFTER, watch.pss() as f64 / MIB);
             Ok(outcome)
+        }
+        Kind::Workloads { count } => {
+            let begin = Instant::now();
+            let each = workloads::growth(&bed.lab, count, watch).await?;
+            note(found, extra::PER_WORKLOADS, each * 10_000.0 / MIB);
+            let seconds = begin.elapsed().as_secs_f64();
+            Ok(Outcome { requests: 0, bytes: 0, errors: 0, seconds, latency: None })
         }
     }
 }

@@ -14,10 +14,11 @@ pub struct BenchOptions {
     /// Only what the targets need, in less than three minutes
     #[arg(long)]
     pub quick: bool,
-    /// Record where CPU goes: a flame graph for each mode and work chosen
+    /// Record where CPU goes: flame graphs of each component for each mode and work chosen [default: all modes; http32,
+    /// bulk1, connect]. Needs `perf` and binaries with symbols, which `make bench BENCH_ARGS=--profile` builds
     #[arg(long)]
     pub profile: bool,
-    /// Throughput by number of worker threads
+    /// Throughput by number of ztunnel's workers (1, 2, 4, … up to the cores), and how connections and bytes spread
     #[arg(long)]
     pub scaling: bool,
     /// Where results.json, report.md and report.html go [default: the build folder's bench/]

@@ -5,6 +5,8 @@ pub(crate) mod document;
 mod html;
 mod text;
 
+pub(crate) use self::html::escape;
+
 use std::fs;
 use std::path::Path;
 
@@ -215,6 +217,7 @@ fn memory_section(results: &Results) -> Section {
                 ("proxies, both ends, per connection", extra::PER_CONNECTION),
                 ("kernel's TCP memory, whole machine, per connection", extra::SOCKETS_PER_CONNECTION),
             ],
+            "workloads10k" | "workloads50k" => &[("a node's proxy, per 10 000", extra::PER_WORKLOADS)],
             _ => return Vec::new(),
         };
         let prefix = if work.id == "memory" { String::new() } else { format!("{}: ", work.title) };

@@ -74,7 +74,7 @@ pub(crate) enum Metric {
 
 impl Metric {
     /// Those that every kind of work may have, then those of single kinds.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Gbits,
         Self::Rate,
         Self::P50,
@@ -93,6 +93,7 @@ impl Metric {
         extra::AFTER,
         extra::PER_CONNECTION,
         extra::SOCKETS_PER_CONNECTION,
+        extra::PER_WORKLOADS,
         extra::ALONE,
         extra::MOVED,
     ];

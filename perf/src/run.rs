@@ -144,7 +144,7 @@ async fn fresh(mode: Mode, work: &Work, options: &BenchOptions, round: u32) -> R
 }
 
 /// One run, with what it cost.
-async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Result<Sample> {
+pub(crate) async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Result<Sample> {
     let counters = bed.counters().await?;
     let watch = Watch::start(bed.proxies(work.place).await?)?;
     let mut found = BTreeMap::new();
@@ -175,7 +175,7 @@ async fn once(bed: &Bed, work: &Work, options: &BenchOptions, round: u32) -> Res
 }
 
 /// One run in one line.
-fn line(sample: &Sample, primary: Metric) -> String {
+pub(crate) fn line(sample: &Sample, primary: Metric) -> String {
     let value = |metric: Metric| metric.of(sample).unwrap_or(0.0);
     let mut line = format!("{:>10.1} {:<6}", value(primary), primary.unit());
     if sample.outcome.latency.is_some() {
@@ -197,7 +197,8 @@ fn line(sample: &Sample, primary: Metric) -> String {
     line
 }
 
-fn modes(options: &BenchOptions) -> Vec<Mode> {
+/// Those that the options choose.
+pub(crate) fn modes(options: &BenchOptions) -> Vec<Mode> {
     let base = options.base.is_some() || !options.base_env.is_empty();
     let wanted = |mode: &Mode| match options.modes.as_slice() {
         [] if *mode == Mode::Base => base,
@@ -208,7 +209,8 @@ fn modes(options: &BenchOptions) -> Vec<Mode> {
     Mode::ALL.into_iter().filter(wanted).collect()
 }
 
-fn chosen(options: &BenchOptions) -> Result<Vec<&'static Work>> {
+/// The works that the options choose.
+pub(crate) fn chosen(options: &BenchOptions) -> Result<Vec<&'static Work>> {
     if options.works.is_empty() {
         return Ok(WORKS.iter().filter(|work| work.target || !options.quick).collect());
     }

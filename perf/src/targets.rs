@@ -76,7 +76,7 @@ const fn plain(title: &'static str, work: &'static str, at_most: f64) -> Target 
     Target { title, work, metric: extra::MOVED, relative_to, bound: Bound::AtMost(at_most) }
 }
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 14] = [
     sidecar("bulk TCP, 1 stream", "bulk1", Metric::Gbits, Bound::AtLeast(1.20)),
     sidecar("bulk TCP, 4 streams", "bulk4", Metric::Gbits, Bound::AtLeast(1.25)),
     sidecar("HTTP/1.1 keep-alive, 32 connections", "http32", Metric::Rate, Bound::AtLeast(1.45)),
@@ -87,6 +87,8 @@ const TARGETS: [Target; 12] = [
     absolute("memory idle, both sides", "memory", extra::IDLE, 12.0),
     absolute("memory after 512 connections, both sides", "memory", extra::AFTER, 24.0),
     absolute("memory per idle connection (10 000), both ends", "idle10k", extra::PER_CONNECTION, 8.0),
+    absolute("ztunnel's memory per 10 000 workloads, of 10 000", "workloads10k", extra::PER_WORKLOADS, 5.0),
+    absolute("ztunnel's memory per 10 000 workloads, of 50 000", "workloads50k", extra::PER_WORKLOADS, 5.0),
     plain("p99 moved by a neighbour's bulk, against no mesh", "neighbour-bulk", 1.2),
     plain("p99 moved by a neighbour's 8 000 connections, against no mesh", "neighbour-connect", 1.2),
 ];

@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     Idle { connections: u32 },
     /// Memory of proxies that have just started, then under and after load.
     Memory { connections: u32 },
+    /// Memory of proxies that come to know so many pods of other nodes.
+    Workloads { count: u32 },
 }
 
 /// What the neighbour does.
@@ -79,6 +81,8 @@ pub(crate) const WORKS: &[Work] = &[
     ),
     work("idle1k", "1 000 idle connections", Kind::Idle { connections: 1000 }),
     work("idle10k", "10 000 idle connections", Kind::Idle { connections: 10_000 }),
+    work("workloads10k", "10 000 workloads in the mesh", Kind::Workloads { count: 10_000 }),
+    work("workloads50k", "50 000 workloads in the mesh", Kind::Workloads { count: 50_000 }),
     near("bulk1-near", "bulk TCP, 1 stream, same node", Kind::Bulk { streams: 1 }),
     near("http32-near", "HTTP/1.1, 32 connections, same node", Kind::Http { connections: 32 }),
     near("connect-near", "new connections, same node", Kind::Connect { at_once: 32 }),
@@ -110,6 +114,8 @@ pub(crate) mod extra {
     pub(crate) const PER_CONNECTION: Metric = Metric::Extra("pss_per_connection_kib");
     /// Growth of the kernel's TCP memory on the whole machine for each idle connection, KiB.
     pub(crate) const SOCKETS_PER_CONNECTION: Metric = Metric::Extra("tcp_memory_per_connection_kib");
+    /// Growth of a node's proxy for each 10 000 workloads, MiB.
+    pub(crate) const PER_WORKLOADS: Metric = Metric::Extra("pss_per_10k_workloads_mib");
     /// p99 without the neighbour, µs.
     pub(crate) const ALONE: Metric = Metric::Extra("alone_p99_us");
     /// p99 beside the neighbour relative to p99 without it.
@@ -126,6 +132,7 @@ impl Work {
             Kind::Neighbour { .. } => extra::MOVED,
             Kind::Idle { .. } => extra::PER_CONNECTION,
             Kind::Memory { .. } => extra::AFTER,
+            Kind::Workloads { .. } => extra::PER_WORKLOADS,
         }
     }
 
@@ -142,6 +149,8 @@ impl Work {
                 Mode::SidecarTcp => connections <= SIDECAR_IDLE,
                 _ => mode != Mode::SidecarHttp,
             },
+            // Sidecars are configured statically here, with what they need.
+            Kind::Workloads { .. } => mode.is_mesh(),
             // What a neighbour does with a mesh is compared with what it does without.
             Kind::Neighbour { .. } => mode.sidecars().is_none(),
             _ => true,
@@ -150,7 +159,7 @@ impl Work {
 
     /// Whether it needs proxies of its own: such as have done nothing yet, or have other keys.
     pub(crate) fn is_fresh(&self) -> bool {
-        matches!(self.kind, Kind::Idle { .. } | Kind::Memory { .. } | Kind::ConnectRsa { .. })
+        matches!(self.kind, Kind::Idle { .. } | Kind::Memory { .. } | Kind::ConnectRsa { .. } | Kind::Workloads { .. })
     }
 
     /// The keys of its sidecars.

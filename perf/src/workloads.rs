@@ -18,6 +18,8 @@ const FILE: u32 = 1000;
 const KNOWN: Duration = Duration::from_secs(60);
 /// So long nothing more may come for all to be there.
 const QUIET: Duration = Duration::from_secs(2);
+/// How long proxies do nothing before they count as idle.
+const IDLE: Duration = Duration::from_secs(5);
 /// No resource of a workload is shorter.
 const SHORTEST: u32 = 100;
 
@@ -26,7 +28,7 @@ const NODES: [&str; 2] = ["node1", "node2"];
 
 /// Makes so many workloads known. Growth of a proxy's PSS for each, in bytes; `watch` looks at the proxies of all nodes.
 pub(crate) async fn growth(lab: &Lab, count: u32, watch: &Watch) -> Result<f64> {
-    tokio::time::sleep(QUIET).await;
+    tokio::time::sleep(IDLE).await;
     let before = watch.pss();
     let received = bytes(lab).await?;
     write(&lab.manifests().join("workloads"), count).context("writing manifests")?;
@@ -42,6 +44,7 @@ pub(crate) async fn growth(lab: &Lab, count: u32, watch: &Watch) -> Result<f64> 
             (last, since) = (now, Instant::now());
         }
     }
+    tokio::time::sleep(IDLE).await;
     Ok((watch.pss() as f64 - before as f64) / f64::from(count) / NODES.len() as f64)
 }
 

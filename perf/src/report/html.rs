@@ -61,7 +61,7 @@ fn class(cell: &str) -> &'static str {
 }
 
 /// Text that is no markup.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
