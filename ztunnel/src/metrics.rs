@@ -15,6 +15,7 @@ use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
 use aquifer_core::workload::Workload;
+use aquifer_runtime::OwnThread;
 use aquifer_runtime::metrics::Registry;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -354,6 +355,7 @@ pub struct TcpSeries {
     closed: Counter,
     received: Counter,
     sent: Counter,
+    _own: OwnThread,
 }
 
 impl TcpSeries {
@@ -461,6 +463,7 @@ impl WorkerMetrics {
             closed: self.shared.closed.get_or_create_owned(&labels),
             received: self.shared.received.get_or_create_owned(&labels),
             sent: self.shared.sent.get_or_create_owned(&labels),
+            _own: OwnThread::default(),
         });
         series.insert(labels, new.clone());
         new

@@ -1,9 +1,10 @@
 //! The byte copy: two [`Transport`]s, each direction on its own.
 
 use crate::transport::{BufList, Transport};
+use aquifer_runtime::OwnThread;
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 #[cfg(test)]
@@ -16,19 +17,20 @@ const GATHER_CHUNKS: usize = 32;
 /// Writes of one direction before other tasks of the worker get their turn.
 const ROUNDS: usize = 32;
 
-/// Bytes moved so far; readable from any thread while the copy runs.
+/// Bytes moved so far; the worker reads them while the copy runs.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Downstream to upstream.
-    pub sent: AtomicU64,
+    pub sent: Cell<u64>,
     /// Upstream to downstream.
-    pub received: AtomicU64,
+    pub received: Cell<u64>,
+    _own: OwnThread,
 }
 
 impl Counters {
     /// `(sent, received)` now.
     pub fn get(&self) -> (u64, u64) {
-        (self.sent.load(Relaxed), self.received.load(Relaxed))
+        (self.sent.get(), self.received.get())
     }
 }
 
@@ -146,7 +148,7 @@ impl Half {
         cx: &mut Context<'_>,
         from: &mut F,
         to: &mut T,
-        counter: &AtomicU64,
+        counter: &Cell<u64>,
         opposite_broken: bool,
     ) -> Result<Poll<()>, CopyError> {
         if self.done {
@@ -166,7 +168,7 @@ impl Half {
                 (Poll::Pending | Poll::Ready(Err(_)), Some(source)) => return Err(self.broken(source)),
                 (Poll::Ready(Ok(n)), broken) => {
                     from.consumed(n);
-                    counter.fetch_add(n as u64, Relaxed);
+                    counter.set(counter.get() + n as u64);
                     self.flushed = false;
                     self.broken = broken;
                 }

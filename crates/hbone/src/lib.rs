@@ -15,8 +15,8 @@
 //! Invariants:
 //! - This crate knows nothing of TLS, of identities or of the mesh: the pool is generic over [`pool::Connect`],
 //!   which hands back a byte stream that is already authenticated.
-//! - A pool and all its streams belong to one worker thread; nothing here is shared between workers, and most
-//!   futures are `!Send`: run them on a `LocalSet`.
+//! - A pool and all its streams belong to one worker thread; nothing that bytes pass is shared between workers, which
+//!   their types say ([`OwnThread`](aquifer_runtime::OwnThread)): run them on a `LocalSet`.
 //! - Bytes received over HTTP/2 give their flow-control credit back only when they have left on the other side.
 //! - Stalled streams never use up the credit of their connection: the others go on at full speed. What a connection
 //!   holds received and not passed on is at most [`Windows::connection`], what a pod's hold together at most
@@ -51,3 +51,19 @@ pub use pool::{Connect, Key, Pool, PoolConfig, PoolError};
 pub use server::{ConnectRequest, ServeError, Unfit, serve, serve_within};
 pub use stream::H2Stream;
 pub use transport::{BufList, IoTransport, TcpTransport, Transport};
+
+// All that bytes pass, and what is counted of them.
+aquifer_runtime::stays_on_its_thread!(
+    BufList,
+    Client,
+    client::Driver<tokio::net::TcpStream>,
+    ConnectRequest,
+    Counters,
+    guard::Guard<tokio::net::TcpStream>,
+    H2Stream,
+    IoTransport<tokio::net::TcpStream>,
+    late_flush::Flusher<tokio::net::TcpStream>,
+    late_flush::LateFlush<tokio::net::TcpStream>,
+    TcpTransport,
+    tuning::Tuning,
+);

@@ -23,6 +23,7 @@ pub mod cancel;
 pub mod env;
 pub mod http;
 pub mod metrics;
+pub mod own_thread;
 pub mod process;
 pub mod readiness;
 #[cfg(test)]
@@ -35,4 +36,5 @@ pub use accept::accept_loop;
 pub use aside::aside;
 pub use backoff::Backoff;
 pub use cancel::{Cancel, Drained, shutdown};
+pub use own_thread::OwnThread;
 pub use tracker::{OnItsWay, Tracker, holding};

@@ -19,6 +19,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
+use aquifer_runtime::OwnThread;
 use bytes::{Buf, Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig, CommonState, ServerConfig};
@@ -60,7 +61,10 @@ pub struct TlsStream<Io, P = ()> {
     outbox: VecDeque<Bytes>,
     waiting: usize,
     closed: bool,
+    _own: OwnThread,
 }
+
+aquifer_runtime::stays_on_its_thread!(TlsStream<tokio::net::TcpStream>);
 
 /// Connects as `config` says. Anything that must be known of the peer is read by `inspect`, once, before the handshake's
 /// state goes.

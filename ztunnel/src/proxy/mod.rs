@@ -10,7 +10,7 @@
 //!
 //! Invariants: a connection lives and dies on the worker that accepted it, or on the one that it was handed to before its
 //! first byte was read ([`spread`]); nothing on the byte path is shared between
-//! threads; an inbound connection is registered before it is authorized; sockets of a pod are made inside its
+//! threads, which the types say; an inbound connection is registered before it is authorized; sockets of a pod are made inside its
 //! namespace, by a plain function between two awaits.
 
 mod admit;
@@ -25,6 +25,17 @@ pub mod same_node;
 pub mod spread;
 pub mod verdict;
 pub mod worker;
+
+aquifer_runtime::stays_on_its_thread!(
+    conn_table::ConnTable,
+    conn_table::Guard,
+    crate::metrics::TcpSeries,
+    crate::metrics::WorkerMetrics,
+    crate::records::Record,
+    crate::records::Traffic,
+    pod::Pod,
+    same_node::Neighbours,
+);
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,6 @@ use aquifer_core::workload::Workload;
 use aquifer_proto::workload as wire;
 use aquifer_runtime::telemetry::{Format, lines};
 use parking_lot::Mutex;
-use std::sync::atomic::Ordering::Relaxed;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -121,8 +120,8 @@ fn write(fields: &BTreeMap<String, String>, metrics: &Rc<WorkerMetrics>) {
         Reporter::Source => (own, others),
         Reporter::Destination => (others, own),
     };
-    record.traffic().counters.sent.store(from_client, Relaxed);
-    record.traffic().counters.received.store(to_client, Relaxed);
+    record.traffic().counters.sent.set(from_client);
+    record.traffic().counters.received.set(to_client);
     record.finish(match &failure {
         Some(failure) => Err(failure),
         None => Ok(()),

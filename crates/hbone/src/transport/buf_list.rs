@@ -1,3 +1,4 @@
+use aquifer_runtime::OwnThread;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -12,6 +13,7 @@ pub struct BufList {
     /// The end of the list.
     small: BytesMut,
     len: usize,
+    _own: OwnThread,
 }
 
 /// Chunks below this are copied if they have to wait.

@@ -1,6 +1,7 @@
 //! [`Transport`] over tokio's byte streams.
 
 use super::{BufList, Transport};
+use aquifer_runtime::OwnThread;
 use bytes::{Buf, Bytes, BytesMut};
 use std::io::{self, IoSlice, Result};
 use std::pin::Pin;
@@ -22,6 +23,7 @@ const MAX_SLICES: usize = 32;
 struct ReadBuf {
     buf: BytesMut,
     received: u64,
+    _own: OwnThread,
 }
 
 impl ReadBuf {

@@ -133,6 +133,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Flights<Io> {
             outbox: VecDeque::new(),
             waiting: 0,
             closed: false,
+            _own: Default::default(),
         })
     }
 }
