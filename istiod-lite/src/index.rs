@@ -1,71 +1,131 @@
 //! All objects and the resources made from them.
 //!
 //! ```text
-//!   Event ──apply──▶ objects (by namespace, by node) ──▶ what may have changed (dirty)
-//!                                                              │ flush: translate each once
-//!   Changes ◀── only what differs from the published bytes ◀───┘
+//!   Event ──take──▶ facts (by namespace, by node) ──dirty──▶ what may have changed
+//!                                                                  │ flush: translate each once
+//!   Changes ◀── only what differs from the published bytes ◀───────┘
 //! ```
 //!
 //! Invariants:
-//! * After `flush` the published resources are those that a new index would make of the same objects, whatever the
-//!   order of events.
+//! * After `flush` the published resources and conditions are those that a new index would make of the same objects,
+//!   whatever the order of events.
 //! * A change of one pod costs its own translation, not the mesh's: everything wider is found by an index.
-//! * Equal bytes are not published twice.
+//! * Equal bytes are not published twice, and an event that changes none of an object's facts does nothing.
+//! * Of an object only its facts are kept, and of strings and label sets one copy.
 
+mod addresses;
+mod config;
 mod dirty;
+mod findings;
 mod make;
 mod objects;
+mod selectors;
+mod take;
 
+#[cfg(test)]
+mod cost;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod property;
+#[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use aquifer_objects::crds::PolicyCondition;
+use aquifer_objects::crds::{PolicyCondition, ServiceAddress};
 use aquifer_objects::{Event, Kind, ObjectKey};
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::Pod;
 
-use self::objects::{Name, Objects};
-use crate::translate::Mesh;
+pub use self::config::MeshChange;
+pub use self::findings::{Finding, Level};
+
+use self::addresses::Addresses;
+use self::objects::Objects;
+use crate::translate::labels::Interner;
+use crate::translate::waypoint::Key;
+use crate::translate::{Labels, Mesh};
 
 /// The kinds that the index reads.
 pub const KINDS: &[Kind] = &[
     Kind::Namespace,
     Kind::Node,
+    Kind::ConfigMap,
     Kind::Pod,
     Kind::Service,
     Kind::EndpointSlice,
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::NetworkPolicy,
+    Kind::ServiceEntry,
+    Kind::WorkloadEntry,
+    Kind::WorkloadGroup,
+    Kind::GatewayClass,
+    Kind::Gateway,
+    Kind::RequestAuthentication,
+    Kind::VirtualService,
+    Kind::DestinationRule,
+    Kind::Telemetry,
+    Kind::HTTPRoute,
+    Kind::GRPCRoute,
+    Kind::TCPRoute,
+    Kind::TLSRoute,
+    Kind::IstioGateway,
+    Kind::Sidecar,
+    Kind::EnvoyFilter,
+    Kind::ProxyConfig,
+    Kind::WasmPlugin,
+    Kind::TrafficExtension,
 ];
 
 /// The single owner of all objects. Synchronous.
 #[derive(Debug)]
 pub struct Index {
+    /// As the process was told, before the MeshConfig.
+    base: Mesh,
     mesh: Mesh,
+    mesh_changed: bool,
+    config: MeshChange,
+    interner: Interner,
     objects: Objects,
+    automatic: Addresses,
     dirty: BTreeSet<Item>,
-    addresses: BTreeMap<Arc<str>, Published>,
-    authorizations: BTreeMap<Arc<str>, Published>,
-    /// What each item has published: a slice makes several resources.
-    made: HashMap<Item, Vec<Arc<str>>>,
+    translated: u64,
+    addresses: Table,
+    authorizations: Table,
+    /// What each item has published.
+    made: HashMap<Item, Made>,
     statuses: BTreeMap<ObjectKey, Vec<PolicyCondition>>,
 }
+
+/// The published resources of a type: name → encoded message.
+pub type Table = BTreeMap<Arc<str>, Bytes>;
 
 /// A resource as it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// The encoded message (Address or Authorization).
+    /// The encoded message (Address or Authorization). Shared, not copied.
     pub body: Bytes,
+    /// What it is.
+    pub kind: ResourceKind,
     /// Other names under which it may be asked for: `<network>/<ip>`.
     pub aliases: Vec<String>,
-    /// A hash of the body, as istiod makes it.
-    pub version: String,
+    /// The services that it belongs to, whose askers get it as well.
+    pub follows: Vec<Arc<str>>,
+    /// The node whose proxy gets it unasked; empty if none does.
+    pub node: Arc<str>,
+}
+
+/// What a resource is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResourceKind {
+    /// A workload.
+    Workload,
+    /// A service.
+    Service,
+    /// A policy.
+    Policy,
 }
 
 /// Whether anything waits for a [`Index::flush`].
@@ -85,8 +145,22 @@ pub struct Changes {
     pub addresses: Vec<Change>,
     /// Policies.
     pub authorizations: Vec<Change>,
-    /// Conditions of AuthorizationPolicies; none for one that is gone.
+    /// All conditions of ours on an object, of each object where they changed; none where they are to go. Of a route
+    /// they are those of each parent of ours.
     pub statuses: Vec<(ObjectKey, Vec<PolicyCondition>)>,
+    /// Automatic addresses to be written into the status of ServiceEntries. They count once they stand there.
+    pub allocations: Vec<Allocation>,
+    /// What holds for the whole mesh and what came of the MeshConfig, if that changed.
+    pub mesh: Option<MeshChange>,
+}
+
+/// The automatic addresses that a ServiceEntry is to have: the whole list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The ServiceEntry.
+    pub entry: ObjectKey,
+    /// `status.addresses`.
+    pub addresses: Vec<ServiceAddress>,
 }
 
 /// One changed resource.
@@ -101,7 +175,7 @@ pub enum Change {
 impl Changes {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && self.authorizations.is_empty() && self.statuses.is_empty()
+        *self == Self::default()
     }
 }
 
@@ -109,22 +183,52 @@ impl Changes {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Item {
     StaticStrict,
-    Policy(Name),
-    PeerAuthentication(Name),
-    Service(Name),
-    Pod(Name),
-    Slice(Name),
+    /// The policy that lets a waypoint's pods in.
+    AllowWaypoint(Key),
+    Policy(Key),
+    PeerAuthentication(Key),
+    Service(Key),
+    ServiceEntry(Key),
+    WorkloadEntry(Key),
+    Pod(Key),
+    Slice(Key),
+    /// An object that has a status and no resources.
+    Other(ObjectKey),
+}
+
+/// The resources of an item by name. Most have one.
+#[derive(Debug)]
+enum Made {
+    One(Arc<str>),
+    Many(Box<[Arc<str>]>),
+}
+
+/// What a flush has done so far.
+#[derive(Debug, Default)]
+struct Batch {
+    changes: Changes,
+    /// Services that some item has made anew: another item may have made them before.
+    claimed: HashSet<Arc<str>>,
+    /// What items do not make any more.
+    gone_addresses: Vec<Arc<str>>,
+    gone_authorizations: Vec<Arc<str>>,
 }
 
 impl Index {
-    /// An empty index. The mesh's network is overruled by the root namespace's label.
+    /// An empty index. The MeshConfig and the labels of the control plane's namespace overrule parts of the mesh.
     pub fn new(mesh: Mesh) -> Self {
         Self {
+            base: mesh.clone(),
             mesh,
+            mesh_changed: false,
+            config: MeshChange::default(),
+            interner: Interner::default(),
             objects: Objects::default(),
+            automatic: Addresses::default(),
             dirty: BTreeSet::new(),
-            addresses: BTreeMap::new(),
-            authorizations: BTreeMap::new(),
+            translated: 0,
+            addresses: Table::new(),
+            authorizations: Table::new(),
             made: HashMap::new(),
             statuses: BTreeMap::new(),
         }
@@ -142,40 +246,68 @@ impl Index {
             Event::Deleted(key) => self.deleted(&key),
             Event::Synced => {}
         }
-        if self.dirty.is_empty() { Dirty::No } else { Dirty::Yes }
+        if self.dirty.is_empty() && !self.mesh_changed { Dirty::No } else { Dirty::Yes }
     }
 
     /// Translates what may have changed and publishes what did.
     pub fn flush(&mut self) -> Changes {
-        let mut changes = Changes::default();
+        let mut batch = Batch::default();
         for item in std::mem::take(&mut self.dirty) {
-            self.translate(item, &mut changes);
+            self.translated += 1;
+            self.translate(item, &mut batch);
         }
-        changes
+        self.settle(&mut batch);
+        if std::mem::take(&mut self.mesh_changed) {
+            batch.changes.mesh = Some(self.mesh_config());
+        }
+        batch.changes
     }
 
-    /// The published workloads and services by resource name.
-    pub fn addresses(&self) -> &BTreeMap<Arc<str>, Published> {
+    /// The published workloads and services.
+    pub fn addresses(&self) -> &Table {
         &self.addresses
     }
 
-    /// The published policies by resource name.
-    pub fn authorizations(&self) -> &BTreeMap<Arc<str>, Published> {
+    /// The published policies.
+    pub fn authorizations(&self) -> &Table {
         &self.authorizations
     }
 
-    /// The conditions of each AuthorizationPolicy.
+    /// The conditions of each object that has any, or that is to lose them.
     pub fn statuses(&self) -> &BTreeMap<ObjectKey, Vec<PolicyCondition>> {
         &self.statuses
     }
 
-    /// A pod by name.
-    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
-        self.objects.pods(namespace).get(name)
+    /// The automatic addresses that wait for being written.
+    pub fn allocations(&self) -> Vec<Allocation> {
+        self.automatic.proposed()
     }
 
-    /// The pods that are bound to a node.
-    pub fn pods_on_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Pod>> + use<'a> {
-        self.objects.pods_on(node).filter_map(|name| self.objects.pod(name))
+    /// What users should know and no status can say.
+    pub fn findings(&self) -> Vec<Finding> {
+        findings::findings(self)
+    }
+
+    /// How many items have been translated since the start: what the work has cost.
+    pub fn translated(&self) -> u64 {
+        self.translated
+    }
+
+    fn is_root(&self, namespace: &str) -> bool {
+        namespace == self.mesh.root_namespace
+    }
+
+    fn discovers(&self, namespace: &str) -> bool {
+        // Without selectors there is nothing to look up.
+        self.mesh.discovery.is_empty()
+            || self.mesh.discovers(namespace, &self.objects.space(namespace).facts().labels)
+    }
+
+    fn key(&mut self, namespace: &str, name: &str) -> Key {
+        (self.interner.string(namespace), self.interner.string(name))
+    }
+
+    fn selected_by<'a>(labels: Option<&'a Labels>) -> impl Fn(&crate::translate::labels::LabelSet) -> bool + use<'a> {
+        move |set| labels.is_none_or(|labels| set.has(labels))
     }
 }

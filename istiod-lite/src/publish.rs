@@ -10,17 +10,15 @@ use std::sync::Arc;
 
 use aquifer_objects::{Event, Kind, Object, ObjectKey, Watch};
 use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
-use aquifer_proto::workload::{Address, address};
 use aquifer_runtime::Cancel;
 use aquifer_xds::resource::{Resource, ResourceSet};
-use aquifer_xds::server::{Publisher, Source as _};
-use prost::Message as _;
+use aquifer_xds::server::Publisher;
 use tokio::time::Instant;
 
 use crate::ca::pods::{PodFacts, PodWriter};
 use crate::config::MeshConfig;
 use crate::debounce::Debounce;
-use crate::index::{Change, Changes, Dirty, Index, Published};
+use crate::index::{Change, Changes, Dirty, Index, Published, ResourceKind};
 use crate::metrics::{PushMetrics, type_label};
 use crate::revision::Revision;
 use crate::status::{self, Condition, StatusQueue};
@@ -40,7 +38,12 @@ pub struct Publish {
     synced: bool,
     revision: Revision,
     services: BTreeSet<Arc<str>>,
+    texts: BTreeSet<Arc<str>>,
+    texts_at_most: usize,
 }
+
+/// Fewer shared texts are not looked through for those of no use.
+const FEW_TEXTS: usize = 1024;
 
 impl Publish {
     /// A publisher of nothing yet.
@@ -55,9 +58,10 @@ impl Publish {
             cluster_id: config.cluster_id.clone(),
             trust_domain: config.trust_domain.clone(),
             root_namespace: config.root_namespace.clone(),
+            system_namespace: config.root_namespace.clone(),
             domain: config.cluster_domain.clone(),
-            network: String::new(),
             same_node: config.same_node,
+            ..Mesh::default()
         };
         Self {
             index: Index::new(mesh),
@@ -69,6 +73,8 @@ impl Publish {
             synced: false,
             revision: config.revision.clone(),
             services: BTreeSet::new(),
+            texts: BTreeSet::new(),
+            texts_at_most: FEW_TEXTS,
         }
     }
 
@@ -152,14 +158,17 @@ impl Publish {
         let changes = self.index.flush();
         self.metrics.translate_time.observe(started.elapsed().as_secs_f64());
         self.report(&changes);
-        let mut set = (*self.publisher.snapshot()).clone();
-        let addresses = self.change(&mut set, ADDRESS, changes.addresses);
-        let authorizations = self.change(&mut set, AUTHORIZATION, changes.authorizations);
+        let (mut addresses, mut authorizations) = (0, 0);
+        // Roots are published beside us.
+        self.publisher.clone().update(|set| {
+            addresses = self.change(set, ADDRESS, changes.addresses);
+            authorizations = self.change(set, AUTHORIZATION, changes.authorizations);
+            addresses + authorizations > 0
+        });
         let waited = self.debounce.published(Instant::now());
         if addresses + authorizations == 0 {
             return;
         }
-        self.publisher.publish(set);
         self.metrics.debounce_time.observe(waited.as_secs_f64());
         self.metrics.services.set(self.services.len() as i64);
         tracing::debug!(addresses, authorizations, ?waited, "resources published");
@@ -187,24 +196,38 @@ impl Publish {
     }
 
     fn resource(&mut self, type_url: &str, name: Arc<str>, published: Published) -> Resource {
-        let message = (type_url == ADDRESS).then(|| Address::decode(published.body.clone()).ok()).flatten();
-        let resource =
-            Resource::from_bytes(type_url, name.clone(), published.body.to_vec()).with_aliases(published.aliases);
-        match message.and_then(|m| m.r#type) {
-            Some(address::Type::Workload(workload)) => {
-                let follows = workload.services.into_keys().map(Into::into).collect();
-                resource.with_follows(follows).with_node(workload.node)
-            }
-            Some(address::Type::Service(_)) => {
-                self.services.insert(name);
-                resource
-            }
-            None => resource,
+        if published.kind == ResourceKind::Service {
+            self.services.insert(name.clone());
         }
+        let Published { body, aliases, follows, node, .. } = published;
+        let resource = Resource::from_bytes(self.shared(type_url), name, body).with_aliases(aliases);
+        let resource = resource.with_follows(follows);
+        if node.is_empty() { resource } else { resource.with_node(node) }
+    }
+
+    /// One copy of a text that many resources have: their type, node or service.
+    fn shared(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.texts.get(text) {
+            return Arc::clone(known);
+        }
+        // Nodes and services come and go, far fewer than pods: those that nobody has any more are let go together.
+        if self.texts.len() >= self.texts_at_most {
+            self.texts.retain(|text| Arc::strong_count(text) > 1);
+            self.texts_at_most = (2 * self.texts.len()).max(FEW_TEXTS);
+        }
+        let text: Arc<str> = text.into();
+        self.texts.insert(Arc::clone(&text));
+        text
     }
 
     /// What the translation has to say of what users wrote.
     fn report(&mut self, changes: &Changes) {
+        for error in changes.mesh.iter().filter_map(|mesh| mesh.error.as_ref()) {
+            tracing::error!(%error, "the MeshConfig cannot be read; the last one stays in force");
+        }
+        for field in changes.mesh.iter().flat_map(|mesh| &mesh.without_effect) {
+            tracing::warn!("MeshConfig: {field}");
+        }
         for (key, conditions) in &changes.statuses {
             self.status.conditions(key, conditions.iter().map(Condition::from).collect());
         }

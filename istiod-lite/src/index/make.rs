@@ -1,187 +1,534 @@
-//! An item's resources, from the objects as they are.
+//! An item's resources and conditions, from the objects as they are.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use aquifer_objects::crds::{AuthorizationPolicy, PeerAuthentication, PolicyCondition};
+use aquifer_objects::crds::{PeerAuthentication, PolicyCondition};
 use aquifer_objects::{Kind, ObjectKey};
 use aquifer_proto::security::Authorization;
-use aquifer_proto::workload::{Address, Workload, address};
+use aquifer_proto::workload::{Address, Service, Workload, address};
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::Pod;
 use prost::Message;
-use xxhash_rust::xxh64::xxh64;
 
-use super::objects::Name;
-use super::{Change, Changes, Index, Item, Published};
-use crate::translate::{network_policy, peer_authentication, policy, selects, service, status, workload};
+use super::{Batch, Change, Index, Item, Made, Published, ResourceKind, Table};
+use crate::translate::gateway::MESH_CONTROLLER;
+use crate::translate::labels::{LabelSet, Labels};
+use crate::translate::namespace::NamespaceFacts;
+use crate::translate::pod::PodFacts;
+use crate::translate::service::{self, ServiceFacts};
+use crate::translate::service_entry::ServiceEntryFacts;
+use crate::translate::status::{self, Found, Subject};
+use crate::translate::visibility::Visibility;
+use crate::translate::waypoint::{self, Asker, Binding, GATEWAY_NAME, Key, Traffic, Waypoint, Wish};
+use crate::translate::workload::{self, Backend, Standing};
+use crate::translate::workload_entry::WorkloadEntryFacts;
+use crate::translate::{peer_authentication, policy};
 
 impl Index {
-    /// Makes an item's resources anew and publishes what differs.
-    pub(super) fn translate(&mut self, item: Item, changes: &mut Changes) {
+    /// Makes an item's resources and conditions anew and publishes what differs.
+    pub(super) fn translate(&mut self, item: Item, batch: &mut Batch) {
         match &item {
             Item::StaticStrict => {
-                let sent =
-                    self.objects.has_peer_authentications().then(|| peer_authentication::static_strict(&self.mesh));
-                self.publish_policy(item, sent, changes);
+                let any = self.objects.peer_authentications > 0;
+                let sent = any.then(|| peer_authentication::static_strict(&self.mesh));
+                self.publish_policy(item, sent, batch);
             }
-            Item::Policy(name) => {
-                let object = self.objects.policies(&name.namespace).get(&name.name).cloned();
-                let key = ObjectKey::new(Kind::AuthorizationPolicy, &name.namespace, &name.name);
-                let conditions = object.as_ref().map(|policy| self.conditions(policy));
+            Item::AllowWaypoint(key) => {
+                let waypoint = self.objects.waypoints.get(key).filter(|_| self.mesh.allow_waypoints);
+                let sent = waypoint.and_then(|waypoint| policy::allow_waypoint(waypoint, &self.mesh));
+                self.publish_policy(item, sent, batch);
+            }
+            Item::Policy(key) => {
+                let object = self.space(key).and_then(|space| space.policies.get(&key.1)).cloned();
+                let conditions = object
+                    .as_ref()
+                    .map(|policy| status::conditions(policy, &self.mesh, &|subject| self.found(subject)));
+                self.report(object_key(Kind::AuthorizationPolicy, key), conditions.unwrap_or_default(), false, batch);
                 let sent = object.and_then(|policy| policy::translate(&policy, &self.mesh).authorization());
-                if self.statuses.get(&key) != conditions.as_ref() {
-                    match &conditions {
-                        Some(conditions) => self.statuses.insert(key.clone(), conditions.clone()),
-                        None => self.statuses.remove(&key),
-                    };
-                    changes.statuses.push((key, conditions.unwrap_or_default()));
-                }
-                self.publish_policy(item, sent, changes);
+                self.publish_policy(item, sent, batch);
             }
-            Item::PeerAuthentication(name) => {
-                let object = self.objects.peer_authentications(&name.namespace).get(&name.name);
-                let sent = object.and_then(|policy| {
-                    peer_authentication::converted(policy, self.relevant(&name.namespace), &self.mesh)
-                });
-                self.publish_policy(item, sent, changes);
+            Item::PeerAuthentication(key) => {
+                let object = self.space(key).and_then(|space| space.peer_authentications.get(&key.1));
+                let sent =
+                    object.and_then(|policy| peer_authentication::converted(policy, self.relevant(&key.0), &self.mesh));
+                self.publish_policy(item, sent, batch);
             }
-            Item::Service(name) => {
-                let object = self.objects.services(&name.namespace).get(&name.name);
-                let resource = object
-                    .and_then(|object| service::service(object, self.objects.namespace(&name.namespace), &self.mesh));
-                let sent = resource.map(|resource| {
-                    let name = self.mesh.service_resource(&name.namespace, &name.name);
-                    let aliases = service::aliases(&resource);
-                    let address = Address { r#type: Some(address::Type::Service(resource)) };
-                    (name, published(&address, aliases))
-                });
-                publish(&mut self.addresses, &mut self.made, item, sent.into_iter().collect(), &mut changes.addresses);
+            Item::Service(key) => self.translate_service(key.clone(), item, batch),
+            Item::ServiceEntry(key) => self.translate_entry(key.clone(), item, batch),
+            Item::WorkloadEntry(key) => self.translate_workload_entry(key.clone(), item, batch),
+            Item::Pod(key) => {
+                let pod = self.space(key).and_then(|space| space.pods().get(&key.1)).cloned();
+                let made = pod.and_then(|pod| self.pod_workload(&pod));
+                self.publish_workloads(item, made, batch);
             }
-            Item::Pod(name) => {
-                let sent = self.objects.pod(name).and_then(|pod| self.pod_workload(name, pod)).map(workload_resource);
-                publish(&mut self.addresses, &mut self.made, item, sent.into_iter().collect(), &mut changes.addresses);
+            Item::Slice(key) => {
+                let space = self.space(key);
+                let slice = space.and_then(|space| space.slices.get(&key.1));
+                let service = space.zip(slice).and_then(|(space, slice)| space.services.get(&slice.service));
+                let made = slice.zip(service).map(|(slice, service)| slice.workloads(service, &self.mesh));
+                self.publish_workloads(item, made.into_iter().flatten(), batch);
             }
-            Item::Slice(name) => {
-                let slice = self.objects.slices(&name.namespace).get(&name.name);
-                let service =
-                    slice.and_then(|slice| self.objects.services(&name.namespace).get(workload::slice_service(slice)?));
-                let sent = match (slice, service) {
-                    (Some(slice), Some(service)) => workload::endpoint_slice(slice, service, &self.mesh),
-                    _ => Vec::new(),
-                };
-                let sent = sent.into_iter().map(workload_resource).collect();
-                publish(&mut self.addresses, &mut self.made, item, sent, &mut changes.addresses);
+            Item::Other(key) => {
+                let facts = self.objects.others.get(key).cloned();
+                let conditions = facts
+                    .as_ref()
+                    .filter(|_| self.discovers(&key.namespace))
+                    .map(|facts| facts.conditions(&self.mesh, &|subject| self.found(subject)));
+                let stale = facts.is_some_and(|facts| facts.has_conditions);
+                self.report(key.clone(), conditions.unwrap_or_default(), stale, batch);
             }
         }
     }
 
-    fn pod_workload(&self, name: &Name, pod: &Pod) -> Option<Workload> {
-        let node = pod.spec.as_ref().and_then(|spec| self.objects.nodes.get(spec.node_name.as_deref()?));
-        let services = self.objects.services(&name.namespace).values().map(|service| &**service);
-        let mut made = workload::pod(pod, node.map(|node| &**node), services, self.policies_of(name, pod), &self.mesh)?;
-        if self.mesh.same_node && workload::is_redirected(pod) && !self.is_restricted(name, pod) {
+    /// What lies in an object's namespace, if that belongs to the mesh.
+    fn space(&self, key: &Key) -> Option<&super::objects::Space> {
+        self.discovers(&key.0).then(|| self.objects.space(&key.0))
+    }
+
+    fn translate_service(&mut self, key: Key, item: Item, batch: &mut Batch) {
+        let facts = self.space(&key).and_then(|space| space.services.get(&key.1)).cloned();
+        let binding = facts.as_ref().map(|facts| self.bound_service(facts)).unwrap_or_default();
+        let conditions = binding.condition().filter(|_| facts.as_ref().is_some_and(|facts| facts.published));
+        let stale = facts.as_ref().is_some_and(|facts| facts.has_conditions);
+        self.report(object_key(Kind::Service, &key), conditions.into_iter().collect(), stale, batch);
+        let made = facts.and_then(|facts| facts.message(self.objects.space(&key.0).facts(), &binding, &self.mesh));
+        let sent = made.map(|service| self.service_resource(service, batch)).into_iter().collect();
+        self.publish(item, sent, false, batch);
+    }
+
+    fn translate_entry(&mut self, key: Key, item: Item, batch: &mut Batch) {
+        let facts = self.space(&key).and_then(|space| space.entries.get(&key.1)).cloned();
+        let Some(facts) = facts else {
+            self.report(object_key(Kind::ServiceEntry, &key), Vec::new(), false, batch);
+            self.automatic.withdraw(&key);
+            return self.publish(item, Vec::new(), false, batch);
+        };
+        let namespace = self.objects.space(&key.0).facts().clone();
+        let visibility = self.visibility(&namespace);
+        let binding = self.bound_entry(&facts);
+        let (won, lost) = self.hosts(&key, &facts);
+        let conditions = status::of_service_entry(&facts, &binding, visibility, &lost, &self.mesh);
+        self.report(object_key(Kind::ServiceEntry, &key), conditions, facts.has_conditions, batch);
+        batch.changes.allocations.extend(self.automatic.propose(&key, &facts));
+
+        let services: Vec<Service> = won
+            .iter()
+            .map(|host| {
+                let canonical = self.is_canonical(&key, host, visibility);
+                facts.message(host, canonical, visibility, &namespace, &binding, &self.mesh)
+            })
+            .collect();
+        let policies = |labels: &LabelSet| {
+            let backends: Vec<Option<Arc<Waypoint>>> = vec![binding.waypoint.clone()];
+            self.policies_of(&key.0, labels, &backends)
+        };
+        let workloads = facts.workloads(&won, &policies, &|labels| self.endpoint_standing(&key.0, labels), &self.mesh);
+        let mut sent: Vec<_> = services.into_iter().map(|service| self.service_resource(service, batch)).collect();
+        sent.extend(workloads.into_iter().map(|workload| self.workload_resource(workload)));
+        self.publish(item, sent, false, batch);
+    }
+
+    fn translate_workload_entry(&mut self, key: Key, item: Item, batch: &mut Batch) {
+        let facts = self.space(&key).and_then(|space| space.workload_entries.get(&key.1)).cloned();
+        let object = object_key(Kind::WorkloadEntry, &key);
+        let Some(facts) = facts else {
+            self.report(object, Vec::new(), false, batch);
+            return self.publish_workloads(item, None, batch);
+        };
+        let (standing, condition) = self.standing(&facts.namespace, &facts.labels);
+        self.report(object, condition.into_iter().collect(), facts.has_conditions, batch);
+        let (services, waypoints) = self.behind(&facts.namespace, &facts.labels, None);
+        let policies = self.policies_of(&facts.namespace, &facts.labels, &with(waypoints, &standing));
+        let made = WorkloadEntryFacts::message(&facts, &services, policies, &standing, &self.mesh);
+        self.publish_workloads(item, made, batch);
+    }
+
+    fn pod_workload(&self, pod: &PodFacts) -> Option<Workload> {
+        if pod.addresses.is_empty() {
+            return None;
+        }
+        let (standing, _) = self.standing(&pod.namespace, &pod.labels);
+        let (services, waypoints) = self.behind(&pod.namespace, &pod.labels, Some(&pod.name));
+        let policies = self.policies_of(&pod.namespace, &pod.labels, &with(waypoints, &standing));
+        let locality = self.objects.nodes.get(&pod.node);
+        let mut made = workload::pod(pod, locality, &services, policies, &standing, &self.mesh)?;
+        if self.mesh.same_node && pod.is_redirected() && !self.is_restricted(pod) {
             made.extensions.push(workload::same_node());
         }
         Some(made)
     }
 
     /// Whether a NetworkPolicy selects the pod, so that what it sends and receives must be seen on the wire.
-    fn is_restricted(&self, name: &Name, pod: &Pod) -> bool {
-        let labels = pod.metadata.labels.as_ref();
-        self.objects.network_policies(&name.namespace).values().any(|policy| network_policy::selects(policy, labels))
+    fn is_restricted(&self, pod: &PodFacts) -> bool {
+        self.objects.space(&pod.namespace).network_policies.values().any(|policy| policy.selects(&pod.labels))
     }
 
-    /// The names of the policies that a pod must list: those that select it, sorted, then mutual TLS.
-    fn policies_of(&self, name: &Name, pod: &Pod) -> Vec<String> {
-        let labels = pod.metadata.labels.as_ref();
+    // ---- services ----
+
+    fn bound_service(&self, service: &ServiceFacts) -> Binding {
+        if service.never_bound || !service.published {
+            return Binding::default();
+        }
+        self.bound(Traffic::Service, &service.namespace, &service.wish, false)
+    }
+
+    fn bound_entry(&self, entry: &ServiceEntryFacts) -> Binding {
+        if waypoint::never_bound(&entry.labels) {
+            return Binding::default();
+        }
+        let visibility = self.visibility(self.objects.space(&entry.namespace).facts());
+        self.bound(Traffic::Service, &entry.namespace, &entry.wish, visibility == Visibility::Namespace)
+    }
+
+    fn bound(&self, traffic: Traffic, namespace: &str, wish: &Wish, private: bool) -> Binding {
+        let facts = self.objects.space(namespace).facts();
+        let asker =
+            Asker { traffic, namespace, namespace_labels: &facts.labels, inherited: &facts.wish, wish, private };
+        waypoint::bind(asker, &|key| self.objects.waypoints.get(key).cloned())
+    }
+
+    fn visibility(&self, namespace: &NamespaceFacts) -> Visibility {
+        self.mesh.visibility.as_ref().map_or(Visibility::Public, |rules| rules.of(&namespace.labels))
+    }
+
+    /// The hosts that a ServiceEntry has, and those that another has before it.
+    fn hosts(&self, key: &Key, entry: &ServiceEntryFacts) -> (Vec<Arc<str>>, Vec<(Arc<str>, String)>) {
+        let (mut won, mut lost) = (Vec::new(), Vec::new());
+        if self.visibility(self.objects.space(&key.0).facts()) == Visibility::None {
+            return (won, lost);
+        }
+        for host in &entry.hosts {
+            match self.winner(&key.0, host) {
+                Some(Winner::Entry(winner, _)) if winner == *key => won.push(host.clone()),
+                Some(Winner::Entry((_, name), _)) => {
+                    lost.push((host.clone(), format!("the older ServiceEntry {}/{name}", key.0)));
+                }
+                Some(Winner::Service) => lost.push((host.clone(), format!("the Service {host}"))),
+                None => {}
+            }
+        }
+        (won, lost)
+    }
+
+    /// Who has a host in a namespace: its Service, else the oldest ServiceEntry.
+    fn winner(&self, namespace: &str, host: &str) -> Option<Winner> {
+        if !self.discovers(namespace) {
+            return None;
+        }
+        if self.mesh.service_of(host).is_some_and(|(of, name)| of == namespace && self.is_published(of, name)) {
+            return Some(Winner::Service);
+        }
+        let space = self.objects.space(namespace);
+        if self.visibility(space.facts()) == Visibility::None {
+            return None;
+        }
+        let wanting = self.objects.hosts.get(host).into_iter().flatten().filter(|key| *key.0 == *namespace);
+        let oldest = wanting.min_by_key(|key| (space.entries.get(&key.1).and_then(|entry| entry.created), *key))?;
+        let created = space.entries.get(&oldest.1).and_then(|entry| entry.created);
+        Some(Winner::Entry(oldest.clone(), created))
+    }
+
+    fn is_published(&self, namespace: &str, name: &str) -> bool {
+        self.discovers(namespace)
+            && self.objects.space(namespace).services.get(name).is_some_and(|service| service.published)
+    }
+
+    /// Whether a ServiceEntry's host is the one that counts for namespaces without a service of that name: the
+    /// Service's, else that of the oldest entry that all may see.
+    fn is_canonical(&self, key: &Key, host: &str, visibility: Visibility) -> bool {
+        if visibility != Visibility::Public {
+            return false;
+        }
+        if self.mesh.service_of(host).is_some_and(|(namespace, name)| self.is_published(namespace, name)) {
+            return false;
+        }
+        let namespaces: std::collections::BTreeSet<&Arc<str>> =
+            self.objects.hosts.get(host).into_iter().flatten().map(|key| &key.0).collect();
+        let public = namespaces
+            .into_iter()
+            .filter(|namespace| self.visibility(self.objects.space(namespace).facts()) == Visibility::Public);
+        let winners = public.filter_map(|namespace| match self.winner(namespace, host)? {
+            Winner::Entry(key, created) => Some((created, key)),
+            Winner::Service => None,
+        });
+        winners.min().is_some_and(|(_, oldest)| oldest == *key)
+    }
+
+    // ---- workloads ----
+
+    /// How a workload with such labels stands to waypoints, and what is said of that where it can be said.
+    fn standing(&self, namespace: &Arc<str>, labels: &LabelSet) -> (Standing, Option<PolicyCondition>) {
+        if let Some(name) = labels.said(GATEWAY_NAME) {
+            let own = self.objects.waypoints.get(&(namespace.clone(), name.clone()));
+            return (Standing::Gateway(own.cloned()), None);
+        }
+        let wish = Wish::of(labels, None, namespace);
+        let binding = self.bound(Traffic::Workload, namespace, &wish, false);
+        let condition = binding.condition();
+        (binding.waypoint.map_or(Standing::Plain, Standing::Behind), condition)
+    }
+
+    fn endpoint_standing(&self, namespace: &Arc<str>, labels: &Labels) -> Standing {
+        self.standing(namespace, &LabelSet::from(labels)).0
+    }
+
+    /// The services that a workload with such labels is behind, and their waypoints where those must be let in.
+    fn behind(
+        &self,
+        namespace: &Arc<str>,
+        labels: &LabelSet,
+        pod: Option<&str>,
+    ) -> (Vec<Backend>, Vec<Option<Arc<Waypoint>>>) {
+        let space = self.objects.space(namespace);
+        let (mut backends, mut waypoints) = (Vec::new(), Vec::new());
+        let mut add = |service: &ServiceFacts| {
+            backends.push(Backend {
+                resource: self.mesh.service_resource(namespace, &service.name),
+                of_entry: false,
+                ports: service.ports.clone(),
+            });
+            if self.mesh.allow_waypoints {
+                waypoints.push(self.bound_service(service).waypoint);
+            }
+        };
+        let services = space.service_selectors.candidates(labels).filter_map(|name| space.services.get(name));
+        for service in services {
+            if service.selector.as_ref().is_some_and(|selector| labels.has(selector)) {
+                add(service);
+            }
+        }
+        for slice in pod.into_iter().flat_map(|pod| space.slices.naming(pod)) {
+            if let Some(service) = space.services.get(&slice.service) {
+                add(service);
+            }
+        }
+        let entries = space.entry_selectors.candidates(labels).filter_map(|name| space.entries.get(name));
+        for entry in entries.filter(|entry| entry.selector.as_ref().is_some_and(|selector| labels.has(selector))) {
+            let key = (namespace.clone(), entry.name.clone());
+            let (won, _) = self.hosts(&key, entry);
+            if self.mesh.allow_waypoints && !won.is_empty() {
+                waypoints.push(self.bound_entry(entry).waypoint);
+            }
+            backends.extend(won.iter().map(|host| entry.backend(host)));
+        }
+        (backends, waypoints)
+    }
+
+    /// The names of the policies that a workload must list: those that select it, sorted, then mutual TLS, then what
+    /// lets its waypoints in.
+    fn policies_of(&self, namespace: &Arc<str>, labels: &LabelSet, waypoints: &[Option<Arc<Waypoint>>]) -> Vec<String> {
         let mut names = Vec::new();
         let root: &str = &self.mesh.root_namespace;
-        let mut namespaces = vec![&*name.namespace];
-        if !self.is_root(&name.namespace) {
-            namespaces.push(root);
-        }
-        for namespace in namespaces {
-            for (policy_name, policy) in self.objects.policies(namespace) {
-                let selected = policy::selector(policy).is_some_and(|selector| selects(selector, labels));
-                // Only what is sent may be named: a name that never comes denies.
-                if selected && policy::is_sent(policy) {
-                    names.push(format!("{namespace}/{policy_name}"));
+        let own: &str = namespace;
+        for of in std::iter::once(own).chain((own != root).then_some(root)) {
+            let space = self.objects.space(of);
+            for name in space.policy_selectors.candidates(labels) {
+                let policy = space.policies.get(name).and_then(|policy| policy::selector(policy));
+                if policy.is_some_and(|selector| labels.has(selector)) {
+                    names.push(format!("{of}/{name}"));
                 }
             }
         }
         names.sort_unstable();
-        names.extend(peer_authentication::required(
-            &name.namespace,
-            labels,
-            self.relevant(&name.namespace),
-            &self.mesh,
-        ));
+        names.extend(peer_authentication::required(namespace, labels, self.relevant(namespace), &self.mesh));
+        if self.mesh.allow_waypoints {
+            let mut lets_in: Vec<String> = waypoints
+                .iter()
+                .flatten()
+                .filter(|waypoint| !waypoint.accounts.is_empty())
+                .map(|waypoint| policy::allow_waypoint_resource(&waypoint.key))
+                .collect();
+            lets_in.sort_unstable();
+            lets_in.dedup();
+            names.extend(lets_in);
+        }
         names
     }
 
     /// The PeerAuthentications that may count in a namespace: its own and the root namespace's.
     fn relevant<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a PeerAuthentication> + use<'a> {
-        let own = self.objects.peer_authentications(namespace).values();
-        let root =
-            (!self.is_root(namespace)).then(|| self.objects.peer_authentications(&self.mesh.root_namespace).values());
+        let own = self.objects.space(namespace).peer_authentications.values();
+        let root = (!self.is_root(namespace))
+            .then(|| self.objects.space(&self.mesh.root_namespace).peer_authentications.values());
         own.chain(root.into_iter().flatten()).map(|policy| &**policy)
     }
 
-    fn conditions(&self, policy: &AuthorizationPolicy) -> Vec<PolicyCondition> {
-        let exists = |kind: &str, namespace: &str, name: &str| {
-            kind == "Service" && self.objects.services(namespace).contains_key(name)
-        };
-        status::conditions(policy, &self.mesh, &exists)
-    }
+    // ---- conditions ----
 
-    fn publish_policy(&mut self, item: Item, sent: Option<Authorization>, changes: &mut Changes) {
-        let sent = sent.map(|policy| (format!("{}/{}", policy.namespace, policy.name), published(&policy, Vec::new())));
-        publish(
-            &mut self.authorizations,
-            &mut self.made,
-            item,
-            sent.into_iter().collect(),
-            &mut changes.authorizations,
-        );
-    }
-}
-
-fn workload_resource(workload: Workload) -> (String, Published) {
-    let aliases = workload::aliases(&workload);
-    let name = workload.uid.clone();
-    (name, published(&Address { r#type: Some(address::Type::Workload(workload)) }, aliases))
-}
-
-fn published(message: &impl Message, aliases: Vec<String>) -> Published {
-    let body = Bytes::from(message.encode_to_vec());
-    let version = format!("{:x}", xxh64(&body, 0));
-    Published { body, aliases, version }
-}
-
-/// Puts what an item makes now in the place of what it made before.
-fn publish(
-    table: &mut BTreeMap<Arc<str>, Published>,
-    made: &mut HashMap<Item, Vec<Arc<str>>>,
-    item: Item,
-    resources: Vec<(String, Published)>,
-    changes: &mut Vec<Change>,
-) {
-    let before = made.remove(&item).unwrap_or_default();
-    let mut now = Vec::with_capacity(resources.len());
-    for (name, resource) in resources {
-        let name: Arc<str> = name.into();
-        if table.get(&name) != Some(&resource) {
-            table.insert(name.clone(), resource.clone());
-            changes.push(Change::Upsert(name.clone(), resource));
+    /// What became of what a policy or a route is for.
+    fn found(&self, subject: &Subject) -> Found {
+        let through = |binding: Binding| binding.waypoint.map_or(Found::Unbound, |at| Found::Bound(shown(&at.key)));
+        let missing = Found::Missing;
+        match subject {
+            Subject::Service(key) => {
+                let service = self.space(key).and_then(|space| space.services.get(&key.1));
+                service.map_or(missing, |service| through(self.bound_service(service)))
+            }
+            Subject::ServiceEntry(key) => {
+                let entry = self.space(key).and_then(|space| space.entries.get(&key.1));
+                entry.map_or(missing, |entry| through(self.bound_entry(entry)))
+            }
+            Subject::Host(host) => {
+                let wanting = self.objects.hosts.get(host).into_iter().flatten();
+                let found = wanting.map(|key| self.found(&Subject::ServiceEntry(key.clone())));
+                found
+                    .filter(|found| *found != Found::Missing)
+                    .max_by_key(|found| *found != Found::Unbound)
+                    .unwrap_or(missing)
+            }
+            Subject::Gateway(key) => {
+                let Some(gateway) = self.objects.gateways.get(key) else { return missing };
+                match self.controls(&gateway.spec.gateway_class_name) {
+                    None => missing,
+                    Some(false) => Found::Wrong(format!("Gateway {} is not a waypoint", shown(key))),
+                    Some(true) if self.objects.waypoints.contains_key(key) => Found::Bound(shown(key)),
+                    Some(true) => missing,
+                }
+            }
+            Subject::GatewayClass(name) => match self.controls(name) {
+                None => missing,
+                Some(true) => Found::Bound((**name).to_owned()),
+                Some(false) => {
+                    Found::Wrong(format!("GatewayClass must use controller name `{MESH_CONTROLLER}` for waypoints"))
+                }
+            },
+            Subject::Delegate(key) => {
+                let by = self.objects.delegators.get(key).and_then(|all| all.first());
+                by.map_or(missing, |by| Found::Bound(shown(by)))
+            }
         }
-        now.push(name);
     }
-    for name in before.into_iter().filter(|name| !now.contains(name)) {
-        table.remove(&name);
-        changes.push(Change::Remove(name));
+
+    /// Whether Gateways of a class are waypoints of ours; `None` if there is no such class.
+    fn controls(&self, class: &str) -> Option<bool> {
+        Some(self.objects.gateway_classes.get(class)?.spec.controller_name == MESH_CONTROLLER)
     }
-    if !now.is_empty() {
-        made.insert(item, now);
+
+    /// Keeps the conditions of an object. `stale`: conditions of ours stand there, so that none must be said as well.
+    fn report(&mut self, key: ObjectKey, conditions: Vec<PolicyCondition>, stale: bool, batch: &mut Batch) {
+        let wanted = (stale || !conditions.is_empty()).then_some(conditions);
+        if self.statuses.get(&key) == wanted.as_ref() {
+            return;
+        }
+        match &wanted {
+            Some(conditions) => self.statuses.insert(key.clone(), conditions.clone()),
+            None => self.statuses.remove(&key),
+        };
+        batch.changes.statuses.push((key, wanted.unwrap_or_default()));
     }
+
+    // ---- resources ----
+
+    fn publish_policy(&mut self, item: Item, sent: Option<Authorization>, batch: &mut Batch) {
+        let sent = sent.map(|policy| {
+            let name = self.interner.string(&format!("{}/{}", policy.namespace, policy.name));
+            (name, published(&policy, ResourceKind::Policy))
+        });
+        self.publish(item, sent.into_iter().collect(), true, batch);
+    }
+
+    fn publish_workloads(&mut self, item: Item, workloads: impl IntoIterator<Item = Workload>, batch: &mut Batch) {
+        let sent = workloads.into_iter().map(|workload| self.workload_resource(workload)).collect();
+        self.publish(item, sent, false, batch);
+    }
+
+    fn workload_resource(&mut self, workload: Workload) -> (Arc<str>, Published) {
+        let name: Arc<str> = workload.uid.as_str().into();
+        let aliases = workload::aliases(&workload);
+        let follows = workload.services.keys().map(|service| self.interner.string(service)).collect();
+        let node = self.interner.string(&workload.node);
+        let message = Address { r#type: Some(address::Type::Workload(workload)) };
+        (name, Published { aliases, follows, node, ..published(&message, ResourceKind::Workload) })
+    }
+
+    fn service_resource(&mut self, service: Service, batch: &mut Batch) -> (Arc<str>, Published) {
+        let name = self.interner.string(&format!("{}/{}", service.namespace, service.hostname));
+        batch.claimed.insert(name.clone());
+        let aliases = service::aliases(&service);
+        let message = Address { r#type: Some(address::Type::Service(service)) };
+        (name, Published { aliases, ..published(&message, ResourceKind::Service) })
+    }
+
+    /// Puts what an item makes now in the place of what it made before.
+    fn publish(&mut self, item: Item, resources: Vec<(Arc<str>, Published)>, policy: bool, batch: &mut Batch) {
+        let (table, changes, gone) = if policy {
+            (&mut self.authorizations, &mut batch.changes.authorizations, &mut batch.gone_authorizations)
+        } else {
+            (&mut self.addresses, &mut batch.changes.addresses, &mut batch.gone_addresses)
+        };
+        let mut now = Vec::with_capacity(resources.len());
+        for (name, resource) in resources {
+            if table.get(&name) != Some(&resource.body) {
+                table.insert(name.clone(), resource.body.clone());
+                changes.push(Change::Upsert(name.clone(), resource));
+            }
+            now.push(name);
+        }
+        let before = self.made.remove(&item);
+        let before = before.as_ref().map(Made::names).unwrap_or_default();
+        gone.extend(before.iter().filter(|name| !now.contains(name)).cloned());
+        if let Some(made) = Made::of(now) {
+            self.made.insert(item, made);
+        }
+    }
+
+    /// Takes away what no item makes any more.
+    pub(super) fn settle(&mut self, batch: &mut Batch) {
+        let Batch { changes, claimed, gone_addresses, gone_authorizations } = batch;
+        let addresses = gone_addresses.drain(..).filter(|name| !claimed.contains(name));
+        remove(&mut self.addresses, addresses, &mut changes.addresses);
+        remove(&mut self.authorizations, gone_authorizations.drain(..), &mut changes.authorizations);
+    }
+}
+
+/// Who has a host in a namespace.
+enum Winner {
+    Service,
+    /// And when it was made.
+    Entry(Key, Option<k8s_openapi::jiff::Timestamp>),
+}
+
+impl Made {
+    fn of(mut names: Vec<Arc<str>>) -> Option<Self> {
+        match names.len() {
+            0 => None,
+            1 => names.pop().map(Self::One),
+            _ => Some(Self::Many(names.into())),
+        }
+    }
+
+    fn names(&self) -> &[Arc<str>] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Many(names) => names,
+        }
+    }
+}
+
+fn remove(table: &mut Table, names: impl Iterator<Item = Arc<str>>, changes: &mut Vec<Change>) {
+    for name in names {
+        if table.remove(&name).is_some() {
+            changes.push(Change::Remove(name));
+        }
+    }
+}
+
+fn published(message: &impl Message, kind: ResourceKind) -> Published {
+    let body = Bytes::from(message.encode_to_vec());
+    Published { body, kind, aliases: Vec::new(), follows: Vec::new(), node: Arc::default() }
+}
+
+/// The waypoints before a workload: its services', and its own.
+fn with(mut waypoints: Vec<Option<Arc<Waypoint>>>, standing: &Standing) -> Vec<Option<Arc<Waypoint>>> {
+    if let Standing::Behind(waypoint) = standing {
+        waypoints.push(Some(waypoint.clone()));
+    }
+    waypoints
+}
+
+fn object_key(kind: Kind, (namespace, name): &Key) -> ObjectKey {
+    ObjectKey { kind, namespace: namespace.clone(), name: name.clone() }
+}
+
+fn shown((namespace, name): &Key) -> String {
+    format!("{namespace}/{name}")
 }

@@ -1,25 +1,21 @@
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use aquifer_objects::parse::parse_object;
 use aquifer_objects::{Event, Kind, Object, ObjectKey};
 use aquifer_proto::workload::{Address, Workload, WorkloadStatus, address};
-use proptest::prelude::*;
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::{Change, Changes, Dirty, Index, Published};
+use super::{Change, Dirty, Index};
 use crate::translate::Mesh;
 
-fn object(value: Value) -> Object {
+pub(super) fn object(value: Value) -> Object {
     parse_object(value).unwrap()
 }
 
-fn applied(value: Value) -> Event {
+pub(super) fn applied(value: Value) -> Event {
     Event::Applied(object(value))
 }
 
-fn pod(name: &str, rest: &Value) -> Value {
+pub(super) fn pod(name: &str, rest: &Value) -> Value {
     let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": "shop", "labels": {"app": "web"}},
@@ -30,7 +26,7 @@ fn pod(name: &str, rest: &Value) -> Value {
     pod
 }
 
-fn service(name: &str, spec: &Value) -> Value {
+pub(super) fn service(name: &str, spec: &Value) -> Value {
     let mut service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
         "spec": {"clusterIP": "10.96.0.1", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
@@ -39,7 +35,7 @@ fn service(name: &str, spec: &Value) -> Value {
     service
 }
 
-fn merge(base: &mut Value, over: &Value) {
+pub(super) fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
@@ -52,7 +48,7 @@ fn merge(base: &mut Value, over: &Value) {
 
 fn workload(index: &Index, name: &str) -> Option<Workload> {
     let resource = index.addresses().get(format!("Kubernetes//Pod/shop/{name}").as_str())?;
-    match Address::decode(resource.body.clone()).unwrap().r#type {
+    match Address::decode(resource.clone()).unwrap().r#type {
         Some(address::Type::Workload(workload)) => Some(workload),
         other => panic!("{other:?}"),
     }
@@ -145,41 +141,43 @@ fn a_pod_that_is_leaving_is_unhealthy_and_one_that_ended_is_gone() {
     assert_eq!(status(json!({"status": {"podIP": ""}})), None);
 }
 
+/// The aliases of what an event changed.
+fn aliases(index: &mut Index, event: Event) -> Vec<String> {
+    let _ = index.apply(event);
+    let changes = index.flush().addresses;
+    let of = |change| match change {
+        Change::Upsert(_, resource) => resource.aliases,
+        Change::Remove(_) => Vec::new(),
+    };
+    changes.into_iter().flat_map(of).collect()
+}
+
 #[test]
-fn the_network_of_the_root_namespace_is_everybodys() {
+fn the_network_of_the_systems_namespace_is_everybodys() {
     let mut index = Index::new(Mesh::default());
-    changed(&mut index, vec![applied(pod("web-1", &json!({}))), applied(service("web", &json!({})))]);
-    let aliases =
-        |index: &Index| index.addresses().values().flat_map(|resource| resource.aliases.clone()).collect::<Vec<_>>();
-    assert_eq!(aliases(&index), ["/10.0.0.1", "/10.96.0.1"]);
+    assert_eq!(aliases(&mut index, applied(pod("web-1", &json!({})))), ["/10.0.0.1"]);
+    assert_eq!(aliases(&mut index, applied(service("web", &json!({})))), ["/10.96.0.1", "/10.0.0.1"]);
     let root = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system", "labels": {"topology.istio.io/network": "net1"}}});
-    assert_eq!(changed(&mut index, vec![applied(root)]).len(), 2);
-    assert_eq!(aliases(&index), ["net1/10.0.0.1", "net1/10.96.0.1"]);
-    changed(&mut index, vec![Event::Deleted(ObjectKey::new(Kind::Namespace, "", "istio-system"))]);
-    assert_eq!(aliases(&index), ["/10.0.0.1", "/10.96.0.1"]);
+    assert_eq!(aliases(&mut index, applied(root)), ["net1/10.96.0.1", "net1/10.0.0.1"]);
+    let gone = Event::Deleted(ObjectKey::new(Kind::Namespace, "", "istio-system"));
+    assert_eq!(aliases(&mut index, gone), ["/10.96.0.1", "/10.0.0.1"]);
 }
 
 #[test]
 fn host_network_pods_have_no_aliases() {
     let mut index = Index::new(Mesh::default());
-    changed(&mut index, vec![applied(pod("web-1", &json!({"spec": {"hostNetwork": true}})))]);
-    assert!(index.addresses().values().all(|resource| resource.aliases.is_empty()));
+    assert!(aliases(&mut index, applied(pod("web-1", &json!({"spec": {"hostNetwork": true}})))).is_empty());
+    assert!(workload(&index, "web-1").is_some());
 }
 
 #[test]
-fn pods_are_found_by_node_and_name() {
+fn a_resource_says_whom_it_follows_and_where_it_is() {
     let mut index = Index::new(Mesh::default());
-    changed(
-        &mut index,
-        vec![applied(pod("web-1", &json!({}))), applied(pod("web-2", &json!({"spec": {"nodeName": "n2"}})))],
-    );
-    let on = |index: &Index, node: &str| {
-        index.pods_on_node(node).filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>()
-    };
-    assert_eq!((on(&index, "n1"), on(&index, "n2")), (vec!["web-1".to_owned()], vec!["web-2".to_owned()]));
-    changed(&mut index, vec![applied(pod("web-1", &json!({"spec": {"nodeName": "n2"}})))]);
-    assert_eq!((on(&index, "n1").len(), on(&index, "n2").len()), (0, 2));
-    assert!(index.pod("shop", "web-1").is_some() && index.pod("other", "web-1").is_none());
+    let _ = index.apply(applied(service("web", &json!({}))));
+    index.flush();
+    let _ = index.apply(applied(pod("web-1", &json!({}))));
+    let Change::Upsert(_, made) = index.flush().addresses.remove(0) else { panic!("made") };
+    assert_eq!((&*made.node, made.follows.as_slice()), ("n1", ["shop/web.shop.svc.cluster.local".into()].as_slice()));
 }
 
 /// Whether the index permits each of the pods to be connected within its node's proxy.
@@ -266,189 +264,4 @@ fn status_follows_the_policy_and_its_target() {
     assert_eq!(reason(applied(service("web", &json!({})))), [(true, Some("AncestorNotBound".to_owned()))]);
     assert_eq!(reason(applied(policy)), []);
     assert_eq!(reason(Event::Deleted(key.clone())), [(true, None)]);
-}
-
-// ---- incremental equals rebuilt ----
-
-const NAMESPACES: [&str; 3] = ["istio-system", "a", "b"];
-const NAMES: [&str; 2] = ["x", "y"];
-
-fn labels() -> impl Strategy<Value = Value> {
-    prop_oneof![
-        Just(json!({})),
-        Just(json!({"app": "one"})),
-        Just(json!({"app": "two"})),
-        Just(json!({"app": "one", "tier": "t"}))
-    ]
-}
-
-fn meta() -> impl Strategy<Value = Value> {
-    (0..NAMESPACES.len(), 0..NAMES.len())
-        .prop_map(|(namespace, name)| json!({"namespace": NAMESPACES[namespace], "name": NAMES[name]}))
-}
-
-fn some_pod() -> impl Strategy<Value = Value> {
-    let node = prop_oneof![Just("n1"), Just("n2")];
-    let phase = prop_oneof![4 => Just("Running"), 1 => Just("Succeeded")];
-    (meta(), labels(), node, phase, any::<bool>(), 0..4u8).prop_map(|(mut meta, labels, node, phase, ready, address)| {
-        meta["labels"] = labels;
-        meta["annotations"] = if ready { json!({"ambient.istio.io/redirection": "enabled"}) } else { json!({}) };
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta,
-            "spec": {"nodeName": node, "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080 + i32::from(ready)}]}]},
-            "status": {"phase": phase, "podIP": format!("10.0.0.{address}"), "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}})
-    })
-}
-
-fn some_service() -> impl Strategy<Value = Value> {
-    let distribution = prop_oneof![Just(Value::Null), Just(json!("PreferClose"))];
-    let kind = prop_oneof![4 => Just("ClusterIP"), 1 => Just("ExternalName")];
-    (meta(), labels(), distribution, kind, any::<bool>()).prop_map(|(meta, selector, distribution, kind, named)| {
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"type": kind, "selector": selector, "clusterIP": "10.96.0.9",
-            "trafficDistribution": distribution, "ports": [{"port": 80, "targetPort": if named { json!("http") } else { json!(8080) }}]}})
-    })
-}
-
-fn some_slice() -> impl Strategy<Value = Value> {
-    (meta(), 0..NAMES.len(), prop::collection::vec((0..3u8, any::<bool>()), 0..3)).prop_map(|(mut meta, service, endpoints)| {
-        meta["labels"] = json!({"kubernetes.io/service-name": NAMES[service]});
-        let endpoints: Vec<Value> = endpoints
-            .into_iter()
-            .map(|(address, ready)| json!({"addresses": [format!("192.0.2.{address}")], "conditions": {"ready": ready}}))
-            .collect();
-        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "metadata": meta,
-            "endpoints": endpoints, "ports": [{"name": "", "port": 8080, "protocol": "TCP"}]})
-    })
-}
-
-fn selector() -> impl Strategy<Value = Value> {
-    prop_oneof![Just(Value::Null), labels().prop_map(|labels| json!({"matchLabels": labels}))]
-}
-
-fn some_policy() -> impl Strategy<Value = Value> {
-    let rest = prop_oneof![
-        4 => Just(json!({"rules": [{"from": [{"source": {"namespaces": ["a"]}}]}]})),
-        1 => Just(json!({"action": "AUDIT"})),
-        1 => Just(json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]})),
-        2 => Just(json!({"selector": null, "targetRefs": [{"kind": "Service", "name": "x"}]})),
-    ];
-    (meta(), selector(), rest).prop_map(|(meta, selector, rest)| {
-        let mut spec = json!({"selector": selector});
-        merge(&mut spec, &rest);
-        json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": meta, "spec": spec})
-    })
-}
-
-fn some_peer_authentication() -> impl Strategy<Value = Value> {
-    let mode = || prop_oneof![Just("UNSET"), Just("STRICT"), Just("PERMISSIVE"), Just("DISABLE")];
-    (meta(), selector(), mode(), prop::option::of(mode()), 0..3u8).prop_map(|(mut meta, selector, mode, port, age)| {
-        meta["creationTimestamp"] = json!(format!("2026-01-0{}T00:00:00Z", age + 1));
-        let selects = selector.pointer("/matchLabels").and_then(Value::as_object).is_some_and(|labels| !labels.is_empty());
-        let ports = port.filter(|_| selects).map(|mode| json!({"8080": {"mode": mode}}));
-        json!({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": meta,
-            "spec": {"selector": selector, "mtls": {"mode": mode}, "portLevelMtls": ports.unwrap_or_else(|| json!({}))}})
-    })
-}
-
-fn some_network_policy() -> impl Strategy<Value = Value> {
-    (meta(), selector(), any::<bool>()).prop_map(|(meta, selector, by_expression)| {
-        let selector = match by_expression {
-            true => json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}),
-            false => selector,
-        };
-        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta,
-            "spec": {"podSelector": selector}})
-    })
-}
-
-fn some_namespace() -> impl Strategy<Value = Value> {
-    (0..NAMESPACES.len(), any::<bool>(), any::<bool>()).prop_map(|(name, close, network)| {
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACES[name],
-            "labels": if network { json!({"topology.istio.io/network": "net1"}) } else { json!({}) },
-            "annotations": if close { json!({"networking.istio.io/traffic-distribution": "PreferClose"}) } else { json!({}) }}})
-    })
-}
-
-fn some_node() -> impl Strategy<Value = Value> {
-    (1..3u8, 0..3u8).prop_map(|(node, zone)| {
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{node}"), "labels": {"topology.kubernetes.io/zone": format!("z{zone}")}}})
-    })
-}
-
-/// An object, whether it goes rather than comes, and whether the index is flushed afterwards.
-fn step() -> impl Strategy<Value = (Value, bool, bool)> {
-    let object = prop_oneof![
-        4 => some_pod(),
-        3 => some_service(),
-        2 => some_slice(),
-        3 => some_policy(),
-        4 => some_peer_authentication(),
-        3 => some_network_policy(),
-        1 => some_namespace(),
-        1 => some_node(),
-    ];
-    (object, prop::bool::weighted(0.3), any::<bool>())
-}
-
-/// What a client would hold that applied each change.
-#[derive(Default)]
-struct Client {
-    held: BTreeMap<Arc<str>, Published>,
-}
-
-impl Client {
-    fn follow(&mut self, changes: Vec<Change>) {
-        for change in changes {
-            match change {
-                Change::Upsert(name, resource) => {
-                    let old = self.held.insert(name.clone(), resource.clone());
-                    assert_ne!(old, Some(resource), "{name} was sent twice");
-                }
-                Change::Remove(name) => assert!(self.held.remove(&name).is_some(), "{name} was not there"),
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    /// Whatever happens in whatever order, the published resources are those of the objects that are there, and
-    /// whoever follows the changes holds the same.
-    #[test]
-    fn incremental_equals_rebuilt(steps in prop::collection::vec(step(), 1..40)) {
-        let mut index = Index::new(Mesh::default());
-        let mut objects: BTreeMap<ObjectKey, Object> = BTreeMap::new();
-        let (mut addresses, mut authorizations) = (Client::default(), Client::default());
-        let mut follow = |changes: Changes| {
-            addresses.follow(changes.addresses);
-            authorizations.follow(changes.authorizations);
-        };
-        for (value, gone, flush) in steps {
-            let object = object(value);
-            let key = object.key();
-            if gone {
-                objects.remove(&key);
-                let _ = index.apply(Event::Deleted(key));
-            } else {
-                objects.insert(key, object.clone());
-                let _ = index.apply(Event::Applied(object));
-            }
-            if flush {
-                follow(index.flush());
-            }
-        }
-        follow(index.flush());
-        prop_assert!(index.flush().is_empty());
-
-        let mut rebuilt = Index::new(Mesh::default());
-        for object in objects.into_values() {
-            let _ = rebuilt.apply(Event::Applied(object));
-        }
-        rebuilt.flush();
-        prop_assert_eq!(index.addresses(), rebuilt.addresses());
-        prop_assert_eq!(index.authorizations(), rebuilt.authorizations());
-        prop_assert_eq!(index.statuses(), rebuilt.statuses());
-        prop_assert_eq!(&addresses.held, rebuilt.addresses());
-        prop_assert_eq!(&authorizations.held, rebuilt.authorizations());
-    }
 }

@@ -1,27 +1,77 @@
-//! NetworkPolicy: only whom it selects. Whoever enforces it does so on the wire, where it must see the traffic.
+//! NetworkPolicy: whom it selects, and whether it lets tunnels through. Others enforce it, on the wire, where what pods
+//! of the mesh send each other goes to one port.
 
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::Labels;
+use super::labels::{LabelSet, Selector};
 
-/// Whether the policy selects a pod of its namespace, for either direction. What cannot be understood selects.
-pub fn selects(policy: &NetworkPolicy, labels: Option<&Labels>) -> bool {
-    // None, or an empty one, is every pod of the namespace.
-    let Some(selector) = policy.spec.as_ref().and_then(|spec| spec.pod_selector.as_ref()) else { return true };
-    selector.match_labels.as_ref().is_none_or(|wanted| super::selects(wanted, labels))
-        && selector.match_expressions.iter().flatten().all(|requirement| meets(labels, requirement))
+/// The port of tunnels.
+const TUNNEL: i32 = 15008;
+
+/// The facts of a NetworkPolicy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPolicyFacts {
+    selector: Selector,
+    /// What may come in; `None` if that is not its matter.
+    pub ingress: Option<Direction>,
+    /// What may go out.
+    pub egress: Option<Direction>,
 }
 
-fn meets(labels: Option<&Labels>, requirement: &LabelSelectorRequirement) -> bool {
-    let value = labels.and_then(|labels| labels.get(&requirement.key));
-    let among = || value.is_some_and(|value| requirement.values.iter().flatten().any(|allowed| allowed == value));
-    match requirement.operator.as_str() {
-        "In" => among(),
-        // A pod without the label is none of them.
-        "NotIn" => !among(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        _ => true,
+/// What a policy lets through in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direction {
+    /// Whether any rule lets tunnels through.
+    pub tunnels: bool,
+    /// Whether any rule names ports at all.
+    pub by_port: bool,
+}
+
+impl NetworkPolicyFacts {
+    /// The facts of a NetworkPolicy.
+    pub fn of(policy: &NetworkPolicy) -> Self {
+        let spec = policy.spec.as_ref();
+        // None, or an empty one, is every pod of the namespace.
+        let selector = spec.and_then(|spec| spec.pod_selector.as_ref()).map(Selector::from).unwrap_or_default();
+        let types = spec.and_then(|spec| spec.policy_types.as_deref()).unwrap_or_default();
+        let ingress = spec.and_then(|spec| spec.ingress.as_deref()).unwrap_or_default();
+        let egress = spec.and_then(|spec| spec.egress.as_deref());
+        // Who says no type means ingress, and egress if there are such rules.
+        let says = |wanted: &str, otherwise: bool| {
+            if types.is_empty() { otherwise } else { types.iter().any(|named| named == wanted) }
+        };
+        Self {
+            selector,
+            ingress: says("Ingress", true).then(|| direction(ingress.iter().map(|rule| rule.ports.as_deref()))),
+            egress: says("Egress", egress.is_some())
+                .then(|| direction(egress.unwrap_or_default().iter().map(|rule| rule.ports.as_deref()))),
+        }
+    }
+
+    /// Whether the policy selects a pod of its namespace. What cannot be understood selects.
+    pub fn selects(&self, labels: &LabelSet) -> bool {
+        self.selector.may_select(labels)
+    }
+}
+
+fn direction<'a>(rules: impl Iterator<Item = Option<&'a [NetworkPolicyPort]>>) -> Direction {
+    let mut made = Direction { tunnels: false, by_port: false };
+    for ports in rules {
+        // No list, or an empty one, is every port.
+        let ports = ports.unwrap_or_default();
+        made.by_port |= !ports.is_empty();
+        made.tunnels |= ports.is_empty() || ports.iter().any(lets_tunnels_through);
+    }
+    made
+}
+
+fn lets_tunnels_through(port: &NetworkPolicyPort) -> bool {
+    let tcp = port.protocol.as_deref().unwrap_or("TCP") == "TCP";
+    tcp && match &port.port {
+        None => true,
+        Some(IntOrString::Int(first)) => (*first..=port.end_port.unwrap_or(*first)).contains(&TUNNEL),
+        // The name of a container's port, which the tunnel's is not.
+        Some(IntOrString::String(_)) => false,
     }
 }

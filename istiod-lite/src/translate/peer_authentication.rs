@@ -13,7 +13,8 @@ use aquifer_objects::crds::{MutualTls, MutualTlsMode, PeerAuthentication};
 use aquifer_proto::security::string_match::MatchType;
 use aquifer_proto::security::{Action, Authorization, Clause, Match, Rule, Scope, StringMatch};
 
-use super::{Labels, Mesh, selects};
+use super::labels::LabelSet;
+use super::{Labels, Mesh};
 
 /// The name of the policy for plain STRICT. An underscore cannot be in a Kubernetes name, so nobody else has it.
 const STATIC_STRICT: &str = "istio_converted_static_strict";
@@ -35,10 +36,10 @@ pub fn converted_resource(namespace: &str, name: &str) -> String {
     format!("{namespace}/{CONVERTED}{name}")
 }
 
-/// The policies that a pod must list. `policies` are those of its namespace and of the root namespace.
+/// The policies that a workload must list. `policies` are those of its namespace and of the root namespace.
 pub fn required<'a>(
     namespace: &str,
-    labels: Option<&Labels>,
+    labels: &LabelSet,
     policies: impl IntoIterator<Item = &'a PeerAuthentication>,
     mesh: &Mesh,
 ) -> Vec<String> {
@@ -47,7 +48,7 @@ pub fn required<'a>(
     let own = all.into_iter().filter(|policy| {
         in_namespace(policy, namespace)
             && namespace != mesh.root_namespace
-            && selector(policy).is_some_and(|selector| selects(selector, labels))
+            && selector(policy).is_some_and(|selector| labels.has(selector))
     });
     let strict = || vec![static_strict_resource(mesh)];
     match oldest(own) {

@@ -19,6 +19,7 @@ use aquifer_proto::security::{
     self as proto, Address, Authorization, Clause, Match, Scope, ServiceAccountMatch, StringMatch,
 };
 
+use super::waypoint::{Key, Waypoint};
 use super::{Labels, Mesh, address_bytes};
 
 /// What a policy becomes at the node proxy.
@@ -101,6 +102,34 @@ pub fn has_targets(policy: &AuthorizationPolicy) -> bool {
 /// The labels by which a sent policy finds its pods; `None` if it finds them by scope.
 pub fn selector(policy: &AuthorizationPolicy) -> Option<&Labels> {
     policy.spec.selector.as_ref().map(|selector| &selector.match_labels)
+}
+
+/// What the name of a policy that lets a waypoint in begins with.
+const ALLOW_WAYPOINT: &str = "istio_allow_waypoint_";
+
+/// The policy that lets a waypoint's pods in to whoever is behind it; `None` as long as it has no pods.
+pub fn allow_waypoint(waypoint: &Waypoint, mesh: &Mesh) -> Option<Authorization> {
+    let (namespace, name) = &waypoint.key;
+    if waypoint.accounts.is_empty() {
+        return None;
+    }
+    let principal = |account: &std::sync::Arc<str>| StringMatch {
+        match_type: Some(MatchType::Exact(format!("{}/ns/{namespace}/sa/{account}", mesh.trust_domain))),
+    };
+    let found = Match { principals: waypoint.accounts.iter().map(principal).collect(), ..Default::default() };
+    Some(Authorization {
+        name: format!("{ALLOW_WAYPOINT}{namespace}_{name}"),
+        namespace: (**namespace).to_owned(),
+        scope: Scope::WorkloadSelector.into(),
+        action: proto::Action::Allow.into(),
+        rules: vec![proto::Rule { clauses: vec![Clause { matches: vec![found] }] }],
+        ..Default::default()
+    })
+}
+
+/// The resource name of that policy.
+pub fn allow_waypoint_resource((namespace, name): &Key) -> String {
+    format!("{namespace}/{ALLOW_WAYPOINT}{namespace}_{name}")
 }
 
 /// Whether any connection can match the rule: each clause needs a match that holds something.

@@ -1,20 +1,86 @@
-//! What is reported on an AuthorizationPolicy.
+//! What is reported on the objects that users write: conditions, without times. Who writes them knows when they changed.
+
+use std::sync::Arc;
 
 use aquifer_objects::crds::{AuthorizationPolicy, PolicyCondition, TargetRef};
 
 use super::Mesh;
 use super::policy::{Translated, translate};
+use super::service_entry::ServiceEntryFacts;
+use super::visibility::Visibility;
+use super::waypoint::{BOUND, Binding, Key};
 
-/// Whether an object that a policy may be attached to exists: kind, namespace, name.
-pub type Exists<'a> = &'a dyn Fn(&str, &str, &str) -> bool;
+/// Whether the whole object has an effect; of kinds whose effect isn't told in parts.
+pub const ACCEPTED: &str = "Accepted";
+/// Whether waypoints act on it.
+pub const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
+/// Whether node proxies act on it.
+pub const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
+/// Fields that do nothing here.
+pub const NO_EFFECT: &str = "aquifer.dev/NoEffect";
+/// Fields that still act, and have a better name.
+pub const DEPRECATED: &str = "aquifer.dev/Deprecated";
+const MISSING: &str = "istio.io/WaypointMissing";
+const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
-/// The conditions of a policy, without times: who writes them knows when they changed.
-pub fn conditions(policy: &AuthorizationPolicy, mesh: &Mesh, exists: Exists<'_>) -> Vec<PolicyCondition> {
+/// The types of conditions that we write, and take away.
+pub const OURS: [&str; 8] =
+    [ACCEPTED, NO_EFFECT, DEPRECATED, BOUND, MISSING, VISIBILITY, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED];
+
+/// Whether conditions of a type are ours.
+pub fn is_ours(type_: &str) -> bool {
+    OURS.contains(&type_)
+}
+
+/// What a policy or a route is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// A Service.
+    Service(Key),
+    /// A ServiceEntry.
+    ServiceEntry(Key),
+    /// A host name that is no Service's of Kubernetes.
+    Host(Arc<str>),
+    /// A Gateway of the Gateway API.
+    Gateway(Key),
+    /// A GatewayClass.
+    GatewayClass(Arc<str>),
+    /// A VirtualService that others may delegate to.
+    Delegate(Key),
+}
+
+/// What became of a subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is not there.
+    Missing,
+    /// It is there, and no waypoint is before it.
+    Unbound,
+    /// The waypoint, or the class of waypoints, by name.
+    Bound(String),
+    /// It is there, and can't be meant; why.
+    Wrong(String),
+}
+
+/// Finds a subject.
+pub type Look<'a> = &'a dyn Fn(&Subject) -> Found;
+
+/// Why something does not act at a waypoint: one word, and a sentence for people.
+pub type Verdict = (&'static str, String);
+
+/// The conditions of an AuthorizationPolicy.
+pub fn conditions(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> Vec<PolicyCondition> {
     match translate(policy, mesh) {
-        Translated::ForWaypoints => vec![waypoint_accepted(policy, exists)],
-        Translated::Unsupported(message) => vec![condition("ZtunnelAccepted", false, "UnsupportedValue", message)],
+        Translated::ForWaypoints => {
+            let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+            let targets: Vec<TargetRef> =
+                policy.spec.target_ref.iter().chain(&policy.spec.target_refs).cloned().collect();
+            let (reason, message) = targets_verdict(&targets, namespace, "AuthorizationPolicy", mesh, look);
+            vec![condition(WAYPOINT_ACCEPTED, false, reason, message)]
+        }
+        Translated::Unsupported(message) => vec![condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)],
         Translated::Sent { left_out, .. } if left_out.is_empty() => {
-            vec![condition("ZtunnelAccepted", true, "Accepted", "attached to ztunnel".to_owned())]
+            vec![condition(ZTUNNEL_ACCEPTED, true, "Accepted", "attached to ztunnel".to_owned())]
         }
         Translated::Sent { authorization, left_out, usable } => {
             let deny = authorization.action == i32::from(aquifer_proto::security::Action::Deny);
@@ -35,37 +101,134 @@ pub fn conditions(policy: &AuthorizationPolicy, mesh: &Mesh, exists: Exists<'_>)
                 "ztunnel does not support HTTP attributes (found: {}). In ambient mode you must use a waypoint proxy to enforce HTTP rules. {consequence}",
                 found.join(", ")
             );
-            vec![condition("ZtunnelAccepted", usable, "UnsupportedValue", message)]
+            vec![condition(ZTUNNEL_ACCEPTED, usable, "UnsupportedValue", message)]
         }
     }
 }
 
-/// No waypoint is bound to anything yet, so a policy for one finds its target at most.
-fn waypoint_accepted(policy: &AuthorizationPolicy, exists: Exists<'_>) -> PolicyCondition {
-    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
-    let targets = policy.spec.target_ref.iter().chain(&policy.spec.target_refs);
-    let verdicts: Vec<(&str, String)> = targets.map(|target| verdict(target, namespace, exists)).collect();
-    let (reason, message) = verdicts.into_iter().next().unwrap_or(("TargetNotFound", "not bound".to_owned()));
-    condition("WaypointAccepted", false, reason, message)
+/// The subjects of targets, as far as they may be targets at all.
+pub fn subjects(targets: &[TargetRef], namespace: &str) -> Vec<Subject> {
+    targets.iter().filter_map(|target| subject(target, namespace)).collect()
 }
 
-fn verdict(target: &TargetRef, namespace: &str, exists: Exists<'_>) -> (&'static str, String) {
-    let key = format!("{namespace}/{}", target.name);
+fn subject(target: &TargetRef, namespace: &str) -> Option<Subject> {
+    let namespace = if target.namespace.is_empty() { namespace } else { &target.namespace };
+    let key = || (namespace.into(), target.name.as_str().into());
     match target.kind.as_str() {
-        "Service" | "ServiceEntry" if exists(&target.kind, namespace, &target.name) => {
-            ("AncestorNotBound", format!("{} {key} is not bound to a waypoint", target.kind))
-        }
-        "Service" | "ServiceEntry" => ("TargetNotFound", format!("{} {key} was not found", target.kind)),
-        _ => ("TargetNotFound", "not bound".to_owned()),
+        "Service" => Some(Subject::Service(key())),
+        "ServiceEntry" => Some(Subject::ServiceEntry(key())),
+        "Gateway" => Some(Subject::Gateway(key())),
+        "GatewayClass" => Some(Subject::GatewayClass(target.name.as_str().into())),
+        _ => None,
     }
 }
 
-fn condition(type_: &str, status: bool, reason: &str, message: String) -> PolicyCondition {
+/// What becomes of an object of some kind that is attached to targets. If one fails, the first failure speaks for all.
+pub fn targets_verdict(targets: &[TargetRef], namespace: &str, kind: &str, mesh: &Mesh, look: Look<'_>) -> Verdict {
+    let verdicts: Vec<Result<String, Verdict>> =
+        targets.iter().map(|target| verdict(target, namespace, kind, mesh, look)).collect();
+    let bound: Vec<&String> = verdicts.iter().filter_map(|verdict| verdict.as_ref().ok()).collect();
+    let failed = verdicts.iter().find_map(|verdict| verdict.as_ref().err());
+    match (failed, bound.first()) {
+        (None, Some(waypoint)) => not_yet(waypoint, kind),
+        (None, None) => ("TargetNotFound", "not bound".to_owned()),
+        (Some((reason, message)), None) => (reason, message.clone()),
+        (Some((_, message)), Some(_)) => ("PartiallyInvalid", message.clone()),
+    }
+}
+
+fn verdict(target: &TargetRef, namespace: &str, kind: &str, mesh: &Mesh, look: Look<'_>) -> Result<String, Verdict> {
+    let not_bound = || "not bound".to_owned();
+    let Some(subject) = subject(target, namespace) else {
+        return Err(("TargetNotFound", not_bound()));
+    };
+    let named = match &subject {
+        Subject::Service((namespace, name)) => Some(format!("Service {namespace}/{name}")),
+        Subject::ServiceEntry((namespace, name)) => Some(format!("ServiceEntry {namespace}/{name}")),
+        Subject::GatewayClass(_) if namespace != mesh.root_namespace => {
+            let message = format!(
+                "{kind} must be in the root namespace `{}` when referencing a GatewayClass",
+                mesh.root_namespace
+            );
+            return Err(("Invalid", message));
+        }
+        _ => None,
+    };
+    match look(&subject) {
+        Found::Bound(waypoint) => Ok(waypoint),
+        Found::Unbound => Err((
+            "AncestorNotBound",
+            named.map_or_else(not_bound, |named| format!("{named} is not bound to a waypoint")),
+        )),
+        Found::Missing => {
+            Err(("TargetNotFound", named.map_or_else(not_bound, |named| format!("{named} was not found"))))
+        }
+        Found::Wrong(why) => Err(("Invalid", why)),
+    }
+}
+
+/// Everything is in place, and still nothing happens: waypoints don't act on it yet.
+pub fn not_yet(waypoint: &str, kind: &str) -> Verdict {
+    let instead = match kind {
+        "AuthorizationPolicy" => {
+            "Until then restrict callers by ports and identities: a policy with a selector, or none, is enforced by ztunnel"
+        }
+        "RequestAuthentication" => "Until then the application must check tokens itself",
+        _ => "Until then traffic passes as if it were not there",
+    };
+    ("NotSupported", format!("bound to {waypoint}, but waypoints do not enforce {kind} yet. {instead}."))
+}
+
+/// The conditions of a ServiceEntry.
+pub fn of_service_entry(
+    entry: &ServiceEntryFacts,
+    binding: &Binding,
+    visibility: Visibility,
+    lost: &[(Arc<str>, String)],
+    mesh: &Mesh,
+) -> Vec<PolicyCondition> {
+    let mut made: Vec<PolicyCondition> = Vec::new();
+    if let [(host, winner), ..] = lost {
+        let message = format!(
+            "the host {host} is that of {winner} already, so it is left out here: use another host, or delete one of the two"
+        );
+        made.push(condition(ACCEPTED, false, "HostConflict", message));
+    }
+    if entry.exports {
+        let message = "exportTo has no effect in ambient mode: all of the mesh sees these hosts. \
+                       To restrict that, set serviceEntryVisibility in the MeshConfig.";
+        made.push(condition(NO_EFFECT, true, "ExportToIgnored", message.to_owned()));
+    }
+    made.extend(binding.condition());
+    if binding.waypoint.is_none() {
+        let reason = if entry.has_wildcard() {
+            Some("NoWaypointForWildcardService")
+        } else if entry.races {
+            Some("NoWaypointForRacingConnectStrategy")
+        } else {
+            None
+        };
+        let message = "ServiceEntry will not apply until it is bound to a valid waypoint.";
+        made.extend(reason.map(|reason| condition(MISSING, true, reason, message.to_owned())));
+    }
+    if mesh.visibility.is_some() {
+        let message = match visibility {
+            Visibility::Public => "all of the mesh sees these hosts",
+            Visibility::Namespace => "only the entry's own namespace sees these hosts",
+            Visibility::None => "the MeshConfig's serviceEntryVisibility keeps these hosts from everybody",
+        };
+        made.push(condition(VISIBILITY, visibility != Visibility::None, visibility.as_str(), message.to_owned()));
+    }
+    made
+}
+
+/// One condition.
+pub fn condition(type_: &str, status: bool, reason: &str, message: String) -> PolicyCondition {
     PolicyCondition {
         type_: type_.to_owned(),
         status: if status { "True" } else { "False" }.to_owned(),
         reason: reason.to_owned(),
         message,
-        ..PolicyCondition::default()
+        ..Default::default()
     }
 }

@@ -6,7 +6,13 @@ use aquifer_proto::workload::{AppProtocol, IpFamilies, TunnelProtocol, Workload}
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
-use super::{Mesh, service, workload};
+use super::labels::Interner;
+use super::namespace::NamespaceFacts;
+use super::pod::PodFacts;
+use super::service::ServiceFacts;
+use super::waypoint::Binding;
+use super::workload::{Backend, Standing};
+use super::{Mesh, workload};
 
 fn service_of(spec: Value) -> Service {
     let value =
@@ -15,6 +21,14 @@ fn service_of(spec: Value) -> Service {
         Object::Service(service) => service.as_ref().clone(),
         other => panic!("{other:?}"),
     }
+}
+
+fn facts_of(service: &Service) -> ServiceFacts {
+    ServiceFacts::of(service, &mut Interner::default())
+}
+
+fn message_of(spec: Value) -> Option<aquifer_proto::workload::Service> {
+    facts_of(&service_of(spec)).message(&NamespaceFacts::default(), &Binding::default(), &Mesh::default())
 }
 
 #[test]
@@ -36,7 +50,7 @@ fn app_protocols() {
         (json!({"port": 53, "name": "dns-tcp"}), AppProtocol::Tcp),
     ];
     for (port, expect) in cases {
-        let made = service::service(&service_of(json!({"ports": [port]})), None, &Mesh::default()).unwrap();
+        let made = message_of(json!({"ports": [port]})).unwrap();
         assert_eq!(made.ports[0].app_protocol, i32::from(expect), "{port}");
     }
 }
@@ -51,26 +65,24 @@ fn service_addresses_and_families() {
         (json!({"clusterIP": "None", "ipFamilies": ["IPv4", "IPv6"]}), 0, IpFamilies::Dual),
     ];
     for (spec, addresses, families) in cases {
-        let made = service::service(&service_of(spec.clone()), None, &Mesh::default()).unwrap();
+        let made = message_of(spec.clone()).unwrap();
         assert_eq!((made.addresses.len(), made.ip_families), (addresses, i32::from(families)), "{spec}");
     }
-    assert_eq!(
-        service::service(&service_of(json!({"type": "ExternalName", "externalName": "a.b"})), None, &Mesh::default()),
-        None
-    );
+    assert_eq!(message_of(json!({"type": "ExternalName", "externalName": "a.b"})), None);
+    assert_eq!(message_of(json!({"clusterIP": "nonsense"})), None);
 }
 
 #[test]
 fn targets_of_ports() {
     let ports = json!([{"name": "a", "port": 80}, {"name": "b", "port": 81, "targetPort": 8081}, {"name": "c", "port": 82, "targetPort": "http"}, {"name": "d", "port": 83, "targetPort": "none"}]);
-    let service_object = service_of(json!({"selector": {"app": "web"}, "ports": ports}));
-    let made = service::service(&service_object, None, &Mesh::default()).unwrap();
+    let spec = json!({"selector": {"app": "web"}, "ports": ports});
+    let made = message_of(spec.clone()).unwrap();
     assert_eq!(made.ports.iter().map(|port| port.target_port).collect::<Vec<_>>(), [80, 8081, 0, 0]);
     let workload = workload_of(
         json!({}),
         json!({"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 9, "protocol": "UDP"}]}],
         "initContainers": [{"name": "sidecar", "restartPolicy": "Always", "ports": [{"name": "http", "containerPort": 8080}]}]}),
-        &[service_object],
+        &[service_of(spec)],
     );
     let list = &workload.services["shop/web.shop.svc.cluster.local"];
     let ports: Vec<(u32, u32)> = list.ports.iter().map(|port| (port.service_port, port.target_port)).collect();
@@ -82,7 +94,16 @@ fn workload_of(metadata: Value, spec: Value, services: &[Service]) -> Workload {
     meta.as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
     let value = json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": {"phase": "Running", "podIP": "10.0.0.1"}});
     match parse_object(value).unwrap() {
-        Object::Pod(pod) => workload::pod(&pod, None, services, Vec::new(), &Mesh::default()).unwrap(),
+        Object::Pod(pod) => {
+            let behind = |service: &Service| Backend {
+                resource: "shop/web.shop.svc.cluster.local".to_owned(),
+                of_entry: false,
+                ports: facts_of(service).ports,
+            };
+            let services: Vec<Backend> = services.iter().map(behind).collect();
+            let pod = PodFacts::of(&pod, &mut Interner::default());
+            workload::pod(&pod, None, &services, Vec::new(), &Standing::Plain, &Mesh::default()).unwrap()
+        }
         other => panic!("{other:?}"),
     }
 }

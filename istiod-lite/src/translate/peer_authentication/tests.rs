@@ -4,6 +4,7 @@ use aquifer_objects::parse::parse_object;
 use aquifer_proto::security::{Match, Rule};
 use serde_json::{Value, json};
 
+use crate::translate::labels::LabelSet;
 use crate::translate::{Labels, Mesh, peer_authentication};
 
 /// Namespace, name, the selector's `app`, mode, modes of ports.
@@ -39,7 +40,7 @@ impl Mtls {
             of == Some(namespace) || of == Some(&mesh.root_namespace)
         });
         let labels = Labels::from([("app".to_owned(), "web".to_owned())]);
-        peer_authentication::required(namespace, Some(&labels), relevant, &mesh)
+        peer_authentication::required(namespace, &LabelSet::from(&labels), relevant, &mesh)
     }
 
     /// Whether plaintext is refused on a port by the policies that the pod lists, as the node proxy reads them.

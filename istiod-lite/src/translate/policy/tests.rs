@@ -162,7 +162,7 @@ fn service_accounts_are_of_the_policys_namespace_unless_they_say() {
 #[test]
 fn a_policy_of_which_nothing_is_left_is_not_accepted() {
     let condition = |spec: Value| {
-        let conditions = status::conditions(&policy(json!({}), spec), &Mesh::default(), &|_, _, _| false);
+        let conditions = status::conditions(&policy(json!({}), spec), &Mesh::default(), &|_| status::Found::Missing);
         (conditions[0].type_.clone(), conditions[0].status.clone(), conditions[0].reason.clone())
     };
     let expect = |type_: &str, status: &str, reason: &str| (type_.to_owned(), status.to_owned(), reason.to_owned());

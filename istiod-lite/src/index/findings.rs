@@ -1,0 +1,131 @@
+//! What users should know and no status can say: NetworkPolicies have none that is ours.
+
+use std::sync::Arc;
+
+use aquifer_objects::{Kind, ObjectKey};
+
+use super::Index;
+use super::objects::Space;
+use crate::translate::mesh::CONFIG_MAP;
+use crate::translate::network_policy::{Direction, NetworkPolicyFacts};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something does not work.
+    Error,
+    /// Something does not work as it seems to.
+    Warning,
+}
+
+/// Something that a user should know about one of his objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is; never changes its meaning.
+    pub code: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// The object.
+    pub object: ObjectKey,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// A NetworkPolicy keeps tunnels from pods of the mesh.
+pub const BLOCKS_INBOUND: &str = "NetworkPolicyBlocksInboundTunnels";
+/// A NetworkPolicy keeps pods of the mesh from opening tunnels.
+pub const BLOCKS_OUTBOUND: &str = "NetworkPolicyBlocksOutboundTunnels";
+/// A NetworkPolicy names ports, and the mesh brings everything on one.
+pub const PORTS_UNSEEN: &str = "NetworkPolicyPortsUnseen";
+
+/// The MeshConfig cannot be read.
+pub const CONFIG_INVALID: &str = "MeshConfigInvalid";
+/// A field of the MeshConfig changes nothing.
+pub const CONFIG_WITHOUT_EFFECT: &str = "MeshConfigFieldWithoutEffect";
+
+/// Everything found, sorted by object and code.
+pub(super) fn findings(index: &Index) -> Vec<Finding> {
+    let discovered = index.objects.spaces().filter(|(namespace, _)| index.discovers(namespace));
+    let mut found: Vec<Finding> = discovered.flat_map(|(namespace, space)| in_space(namespace, space)).collect();
+    let object = || ObjectKey::new(Kind::ConfigMap, &index.base.system_namespace, CONFIG_MAP);
+    found.extend(index.config.error.iter().map(|error| Finding {
+        code: CONFIG_INVALID,
+        level: Level::Error,
+        object: object(),
+        message: format!("{error}. The last MeshConfig that could be read stays in force."),
+    }));
+    found.extend(index.config.without_effect.iter().map(|field| Finding {
+        code: CONFIG_WITHOUT_EFFECT,
+        level: Level::Warning,
+        object: object(),
+        message: field.to_string(),
+    }));
+    found.sort_by(|a, b| (&a.object, a.code, &a.message).cmp(&(&b.object, b.code, &b.message)));
+    found
+}
+
+fn in_space(namespace: &Arc<str>, space: &Space) -> Vec<Finding> {
+    let mut found: Vec<Finding> = Vec::new();
+    if space.network_policies.is_empty() {
+        return found;
+    }
+    let directions: [(fn(&NetworkPolicyFacts) -> Option<Direction>, bool); 2] =
+        [(|policy| policy.ingress, true), (|policy| policy.egress, false)];
+    let mut sets: Vec<_> = space.label_sets().collect();
+    // By their first pod, so that the same is said each time.
+    sets.sort_unstable_by_key(|(_, pods)| pods.first());
+    for (labels, pods) in sets {
+        let mut enrolled = pods.iter().filter(|pod| space.pods().get(*pod).is_some_and(|pod| pod.is_redirected()));
+        let Some(pod) = enrolled.next() else { continue };
+        let selecting: Vec<(&Arc<str>, &Arc<NetworkPolicyFacts>)> =
+            space.network_policies.iter().filter(|(_, policy)| policy.selects(labels)).collect();
+        for (direction, inbound) in directions {
+            let concerned: Vec<(&Arc<str>, Direction)> =
+                selecting.iter().filter_map(|(name, policy)| Some((*name, direction(policy)?))).collect();
+            // What any of them lets through passes.
+            let tunnels = concerned.iter().any(|(_, direction)| direction.tunnels);
+            for (name, direction) in concerned {
+                let made = if !tunnels {
+                    Some(blocked(namespace, pod, inbound))
+                } else if direction.by_port {
+                    Some(unseen(namespace, pod, inbound))
+                } else {
+                    None
+                };
+                let Some((code, level, message)) = made else { continue };
+                let object = ObjectKey::new(Kind::NetworkPolicy, namespace, name);
+                // One word on each matter is enough, however many pods there are.
+                if !found.iter().any(|known| known.object == object && known.code == code) {
+                    found.push(Finding { code, level, object, message });
+                }
+            }
+        }
+    }
+    found
+}
+
+fn blocked(namespace: &str, pod: &str, inbound: bool) -> (&'static str, Level, String) {
+    let (code, what, rule) = if inbound {
+        (BLOCKS_INBOUND, "nobody in the mesh reaches", "an ingress")
+    } else {
+        (BLOCKS_OUTBOUND, "nobody in the mesh is reached by", "an egress")
+    };
+    let message = format!(
+        "{what} pod {namespace}/{pod}: tunnels come on TCP port 15008, which no policy for it lets through. \
+         Add {rule} rule for port 15008 with the same peers, or none."
+    );
+    (code, Level::Error, message)
+}
+
+fn unseen(namespace: &str, pod: &str, inbound: bool) -> (&'static str, Level, String) {
+    let (direction, instead) = if inbound {
+        ("to", "an AuthorizationPolicy with `ports` for")
+    } else {
+        ("from", "an AuthorizationPolicy at the destinations of")
+    };
+    let message = format!(
+        "its ports do not restrict what the mesh carries {direction} pod {namespace}/{pod}: all of that is on TCP port 15008. \
+         Write {instead} it as well."
+    );
+    (PORTS_UNSEEN, Level::Warning, message)
+}
