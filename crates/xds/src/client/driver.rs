@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_proto::SERVED_TYPES;
 use aquifer_proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use aquifer_runtime::{Backoff, Cancel};
@@ -174,7 +175,7 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
     }
 
     async fn connect(
-        &self,
+        &mut self,
     ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), ConnectError> {
         let config = &self.config;
         let metadata = metadata(config)?;
@@ -187,12 +188,18 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
         }
         let mut request = Request::new(ReceiverStream::new(rx));
         *request.metadata_mut() = metadata;
-        let responses = AggregatedDiscoveryServiceClient::new(channel)
+        let response = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
             .delta_aggregated_resources(request)
             .await
-            .map_err(ConnectError::Stream)?
-            .into_inner();
+            .map_err(ConnectError::Stream)?;
+        let served = response.metadata().get(SERVED_TYPES).and_then(|types| types.to_str().ok()).unwrap_or_default();
+        let served: Vec<&str> = served.split(',').map(str::trim).collect();
+        for request in self.session.served(&served, &mut self.sink) {
+            // There is place for more than there are types, and whoever is gone tells why on the receiving half.
+            let _ = tx.try_send(request);
+        }
+        let responses = response.into_inner();
         tracing::info!(address = config.address, "xds stream established");
         Ok((tx, responses))
     }

@@ -22,17 +22,24 @@ pub struct Watch {
     pub type_url: String,
     /// Whether each resource is asked for singly, instead of all of them at once.
     pub on_demand: bool,
+    /// Whether it is asked for only where the server says that it has it.
+    pub if_served: bool,
 }
 
 impl Watch {
     /// Watches all resources of a type.
     pub fn wildcard(type_url: &str) -> Self {
-        Self { type_url: type_url.to_owned(), on_demand: false }
+        Self { type_url: type_url.to_owned(), on_demand: false, if_served: false }
     }
 
     /// Watches the resources of a type that are asked for.
     pub fn on_demand(type_url: &str) -> Self {
-        Self { type_url: type_url.to_owned(), on_demand: true }
+        Self { type_url: type_url.to_owned(), on_demand: true, if_served: false }
+    }
+
+    /// Watches all resources of a type of our own, which other servers don't know.
+    pub fn if_served(type_url: &str) -> Self {
+        Self { if_served: true, ..Self::wildcard(type_url) }
     }
 }
 
@@ -65,7 +72,25 @@ impl Session {
 
     /// The first requests of a stream, one a type: who asks, for what, and what is held already.
     pub fn initial_requests(&self) -> Vec<DeltaDiscoveryRequest> {
-        self.types.iter().map(|state| state.initial_request(&self.node)).collect()
+        let asked = self.types.iter().filter(|state| !state.watch.if_served);
+        asked.map(|state| state.initial_request(&self.node)).collect()
+    }
+
+    /// The further requests of a stream whose server says that it has `served`. What is held of types that it has
+    /// not goes: nobody keeps it up to date.
+    pub fn served(&mut self, served: &[&str], sink: &mut dyn ResourceSink) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = Vec::new();
+        for state in self.types.iter_mut().filter(|state| state.watch.if_served) {
+            if served.contains(&state.watch.type_url.as_str()) {
+                requests.push(state.initial_request(&self.node));
+                continue;
+            }
+            let held: Vec<String> = state.held.iter().map(|(name, _)| name).collect();
+            if !held.is_empty() {
+                state.apply(Vec::new(), held, sink);
+            }
+        }
+        requests
     }
 
     /// Applies a response through `sink` and gives the ACK, or the NACK that names what was refused.
@@ -118,9 +143,10 @@ impl Session {
         }
     }
 
-    /// Whether every type was answered at least once. Stays true across streams.
+    /// Whether every type was answered at least once, but for those that a server need not have. Stays true across
+    /// streams.
     pub fn synced(&self) -> bool {
-        self.types.iter().all(|state| state.synced)
+        self.types.iter().all(|state| state.synced || state.watch.if_served)
     }
 
     /// Name to version of what is held of a type.

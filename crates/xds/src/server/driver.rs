@@ -3,10 +3,12 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use aquifer_proto::SERVED_TYPES;
 use aquifer_runtime::{Cancel, Tracker};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
@@ -56,11 +58,12 @@ impl Caller {
 /// Decides who a caller is, before anything that it sends is read.
 #[tonic::async_trait]
 pub trait Authenticate: Send + Sync + 'static {
-    /// The caller, from its metadata and its TLS client certificates; an error refuses the stream.
+    /// The caller, from its metadata, its TLS client certificates and where it calls from; an error refuses the stream.
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
         peer_certs: Option<Arc<Vec<CertificateDer<'static>>>>,
+        peer: Option<SocketAddr>,
     ) -> Result<Caller, Status>;
 }
 
@@ -74,6 +77,7 @@ impl Authenticate for AllowAnonymous {
         &self,
         _metadata: &MetadataMap,
         _peer_certs: Option<Arc<Vec<CertificateDer<'static>>>>,
+        _peer: Option<SocketAddr>,
     ) -> Result<Caller, Status> {
         Ok(Caller::Anonymous)
     }
@@ -141,8 +145,9 @@ impl<S: Source> Server<S> {
         let certs = parts.extensions.get::<PeerCerts>().map(|certs| Arc::clone(&certs.0));
         let call = tonic::Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, ());
         let certs = certs.or_else(|| call.peer_certs());
-        let caller = self.authenticate.authenticate(call.metadata(), certs).await?;
-        let address = call.remote_addr().map(|a| a.to_string()).unwrap_or_default();
+        let peer = call.remote_addr();
+        let caller = self.authenticate.authenticate(call.metadata(), certs, peer).await?;
+        let address = peer.map(|a| a.to_string()).unwrap_or_default();
         // One place: what the client has not taken is not computed either.
         let (out, answers) = mpsc::channel(1);
         let progress = Arc::new(Progress::default());
@@ -171,8 +176,17 @@ impl<S: Source> Server<S> {
         });
         let mut response = Response::new(tonic::body::Body::new(ResponseBody::new(answers, progress)));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(own) = own_types(&self.source.snapshot()) {
+            response.headers_mut().insert(SERVED_TYPES, own);
+        }
         Ok(response)
     }
+}
+
+/// Types of ours that the server has: who does not know of them does not ask, and who does asks nobody else.
+fn own_types(set: &ResourceSet) -> Option<HeaderValue> {
+    let own: Vec<&str> = set.types().filter(|type_url| type_url.contains("/aquifer.")).collect();
+    (!own.is_empty()).then(|| HeaderValue::from_str(&own.join(",")).ok()).flatten()
 }
 
 /// A [`Server`] as an HTTP service. It writes its responses by itself: generated code would hold each as a whole.

@@ -18,7 +18,7 @@ use aquifer_xds::client::session::Watch;
 use aquifer_xds::client::{Rejected, ResourceSink, ResourceUpdate};
 use aquifer_xds::resource::{Resource, ResourceSet};
 use aquifer_xds::server::driver::AllowAnonymous;
-use aquifer_xds::server::{Authenticate, Caller, Publisher, Server, ServerMetrics};
+use aquifer_xds::server::{Authenticate, Caller, Limits, Publisher, Server, ServerMetrics};
 use parking_lot::Mutex;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tokio::net::TcpListener;
@@ -28,11 +28,11 @@ use tonic::transport::{CertificateDer, Identity, ServerTlsConfig};
 use tonic::{Code, Status};
 
 /// Five times what any step here should take, on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const SERVER_NAME: &str = "istiod.istio-system.svc";
-const NODE: &str = "ztunnel~10.0.0.1~ztunnel-a.istio-system~istio-system.svc.cluster.local";
+pub(crate) const NODE: &str = "ztunnel~10.0.0.1~ztunnel-a.istio-system~istio-system.svc.cluster.local";
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let poll = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -41,7 +41,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(DEADLINE, poll).await.is_ok(), "in vain: {what}");
 }
 
-struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
     fn new() -> Self {
@@ -50,11 +50,11 @@ impl Ca {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
-    fn server(&self) -> ServerTlsConfig {
+    pub(crate) fn server(&self) -> ServerTlsConfig {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).unwrap();
         let cert = params.signed_by(&key, &self.0).unwrap();
@@ -64,7 +64,7 @@ impl Ca {
 
 /// Wants the token "good" and remembers the headers.
 #[derive(Clone, Default)]
-struct Guard(Arc<Mutex<Vec<MetadataMap>>>);
+pub(crate) struct Guard(Arc<Mutex<Vec<MetadataMap>>>);
 
 #[tonic::async_trait]
 impl Authenticate for Guard {
@@ -72,6 +72,7 @@ impl Authenticate for Guard {
         &self,
         metadata: &MetadataMap,
         _peer_certs: Option<Arc<Vec<CertificateDer<'static>>>>,
+        _peer: Option<std::net::SocketAddr>,
     ) -> Result<Caller, Status> {
         self.0.lock().push(metadata.clone());
         match metadata.get("authorization").map(|v| v.as_bytes()) {
@@ -82,25 +83,36 @@ impl Authenticate for Guard {
 }
 
 /// A server on a port of its own, until it is stopped.
-struct Running {
-    address: SocketAddr,
-    cancel: Cancel,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) cancel: Cancel,
     tracker: Tracker,
-    registry: Registry,
+    pub(crate) registry: Registry,
 }
 
 impl Running {
-    async fn start(
+    pub(crate) async fn start(
         port: u16,
         publisher: &Publisher,
         guard: Arc<dyn Authenticate>,
         tls: Option<ServerTlsConfig>,
     ) -> Self {
+        Self::start_with(port, publisher, guard, tls, Limits::default()).await
+    }
+
+    pub(crate) async fn start_with(
+        port: u16,
+        publisher: &Publisher,
+        guard: Arc<dyn Authenticate>,
+        tls: Option<ServerTlsConfig>,
+        limits: Limits,
+    ) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cancel, tracker, mut registry) = (Cancel::new(), Tracker::new(), Registry::default());
         let metrics = ServerMetrics::register(&mut registry);
-        let service = Server::new(publisher.clone(), guard, metrics, tracker.clone(), cancel.child());
+        let service =
+            Server::new(publisher.clone(), guard, metrics, tracker.clone(), cancel.child()).with_limits(limits);
         let mut builder = tonic::transport::Server::builder();
         if let Some(tls) = tls {
             builder = builder.tls_config(tls).unwrap();
@@ -113,7 +125,7 @@ impl Running {
         Self { address, cancel, tracker, registry }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cancel.drain();
         self.tracker.close();
         tokio::time::timeout(DEADLINE, self.tracker.wait()).await.expect("streams end with the drain");
@@ -122,7 +134,7 @@ impl Running {
 }
 
 #[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Applied>>);
+pub(crate) struct Sink(Arc<Mutex<Applied>>);
 
 #[derive(Default)]
 struct Applied {
@@ -131,11 +143,11 @@ struct Applied {
 }
 
 impl Sink {
-    fn body(&self, name: &str) -> Option<Vec<u8>> {
+    pub(crate) fn body(&self, name: &str) -> Option<Vec<u8>> {
         self.0.lock().held.get(&(ADDRESS.to_owned(), name.to_owned())).cloned()
     }
 
-    fn take_updates(&self) -> Vec<String> {
+    pub(crate) fn take_updates(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().updates)
     }
 }
@@ -162,8 +174,8 @@ impl ResourceSink for Sink {
     }
 }
 
-struct Client {
-    sink: Sink,
+pub(crate) struct Client {
+    pub(crate) sink: Sink,
     registry: Registry,
     synced: Arc<Mutex<u32>>,
     demander: Demander,
@@ -172,7 +184,7 @@ struct Client {
 }
 
 impl Client {
-    fn start(config: ClientConfig) -> Self {
+    pub(crate) fn start(config: ClientConfig) -> Self {
         let (sink, mut registry) = (Sink::default(), Registry::default());
         let (synced, tracker, cancel) = (Arc::default(), Tracker::new(), Cancel::new());
         let (demander, demands) = demand::channel();
@@ -186,7 +198,7 @@ impl Client {
         Self { sink, registry, synced, demander, tracker, cancel }
     }
 
-    fn is_synced(&self) -> bool {
+    pub(crate) fn is_synced(&self) -> bool {
         *self.synced.lock() == 1
     }
 
@@ -194,7 +206,7 @@ impl Client {
         counted(&self.registry, line) > 0
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cancel.drain();
         self.tracker.close();
         tokio::time::timeout(DEADLINE, self.tracker.wait()).await.expect("it ends with the drain");
@@ -202,13 +214,13 @@ impl Client {
     }
 }
 
-fn counted(registry: &Registry, metric: &str) -> u64 {
+pub(crate) fn counted(registry: &Registry, metric: &str) -> u64 {
     let text = encode(registry);
     let line = text.lines().find_map(|line| line.strip_prefix(metric));
     line.map_or(0, |value| value.trim().parse().unwrap())
 }
 
-fn config(port: u16, folder: &Path) -> ClientConfig {
+pub(crate) fn config(port: u16, folder: &Path) -> ClientConfig {
     ClientConfig {
         address: format!("https://127.0.0.1:{port}"),
         alt_hostname: Some(SERVER_NAME.to_owned()),
@@ -221,7 +233,7 @@ fn config(port: u16, folder: &Path) -> ClientConfig {
     }
 }
 
-fn set(addresses: &[(&str, u8)]) -> ResourceSet {
+pub(crate) fn set(addresses: &[(&str, u8)]) -> ResourceSet {
     let mut set = ResourceSet::of_types([ADDRESS, AUTHORIZATION]);
     for (name, body) in addresses {
         set.upsert(Resource::from_bytes(ADDRESS, *name, vec![*body]));
@@ -230,7 +242,7 @@ fn set(addresses: &[(&str, u8)]) -> ResourceSet {
 }
 
 /// A CA, a folder with its root and a good token.
-fn files() -> (Ca, tempfile::TempDir) {
+pub(crate) fn files() -> (Ca, tempfile::TempDir) {
     let (ca, folder) = (Ca::new(), tempfile::tempdir().unwrap());
     std::fs::write(folder.path().join("root-cert.pem"), ca.pem()).unwrap();
     std::fs::write(folder.path().join("istio-token"), "good\n").unwrap();
@@ -435,11 +447,11 @@ async fn demands_wait_for_their_answer() {
     server.stop().await;
 }
 
-type Requests = tokio::sync::mpsc::Sender<aquifer_proto::xds::DeltaDiscoveryRequest>;
-type Responses = tonic::Streaming<aquifer_proto::xds::DeltaDiscoveryResponse>;
+pub(crate) type Requests = tokio::sync::mpsc::Sender<aquifer_proto::xds::DeltaDiscoveryRequest>;
+pub(crate) type Responses = tonic::Streaming<aquifer_proto::xds::DeltaDiscoveryResponse>;
 
 /// A client by hand, on the plaintext port.
-async fn stream(address: SocketAddr, node: Node) -> (Requests, Responses) {
+pub(crate) async fn stream(address: SocketAddr, node: Node) -> (Requests, Responses) {
     let url = format!("http://{address}");
     let mut client = AggregatedDiscoveryServiceClient::connect(url).await.unwrap();
     let (tx, rx) = tokio::sync::mpsc::channel(8);

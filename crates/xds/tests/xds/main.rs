@@ -5,6 +5,7 @@
 
 mod converge;
 mod drivers;
+mod harm;
 mod recording;
 mod replay_client;
 mod replay_server;

@@ -70,6 +70,7 @@ fn check(name: &str, continuous: bool) {
     let watch = |request: &&DeltaDiscoveryRequest| Watch {
         type_url: request.type_url.clone(),
         on_demand: !request.resource_names_unsubscribe.is_empty(),
+        if_served: false,
     };
     let watches: Vec<Watch> = firsts.iter().take(2).map(watch).collect();
     let node: Node = firsts[0].node.clone().unwrap();
