@@ -20,6 +20,8 @@ mod prune;
 mod reflect;
 mod rest;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::path::Path;
@@ -32,7 +34,7 @@ use prometheus_client::registry::Registry;
 use self::follow::{Follow, List};
 use self::metrics::Freshness;
 use self::prune::Pruned;
-pub(crate) use self::rest::{Rest, RestError};
+pub(crate) use self::rest::{Rest, RestError, get};
 pub use self::write::ClusterWriter;
 use crate::Event;
 use crate::kinds::{Object, ObjectKey};
@@ -82,6 +84,10 @@ impl Cluster {
     /// The client, for what is not an object: reviews of tokens and of rights.
     pub fn client(&self) -> kube::Client {
         self.rest.client()
+    }
+
+    pub(crate) fn rest(&self) -> Rest {
+        self.rest.clone()
     }
 
     /// Adds how old the objects are, and what went wrong, to the registry.

@@ -23,6 +23,7 @@ pub mod cluster;
 pub mod crds;
 pub mod folder;
 pub mod kinds;
+pub mod lease;
 pub mod mesh_config;
 pub mod parse;
 pub mod source;

@@ -1,6 +1,8 @@
 //! Where objects come from and go to: a folder or an API server, behind one stream and one writer.
 
 mod select;
+#[cfg(test)]
+mod tests;
 mod watch;
 mod write;
 

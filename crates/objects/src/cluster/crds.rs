@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::follow::{Backoff, Follow, Sink};
-use super::metrics::Freshness;
+use super::metrics::{Fresh, Freshness};
 use super::prune::Pruned;
 use super::reflect::reason;
 use super::{Rest, RestError};
@@ -21,9 +21,8 @@ pub(super) type Crds = Option<BTreeSet<String>>;
 
 /// Follows them for good.
 pub(super) async fn run(rest: Rest, freshness: Arc<Freshness>, names: watch::Sender<Crds>) {
-    freshness.begin(KIND);
     let follow = Follow::metadata(&rest, PATH, Pruned::of_names());
-    let mut sink = Names { freshness, listing: Some(BTreeSet::new()), names };
+    let mut sink = Names { fresh: Fresh::begin(&freshness, KIND), listing: Some(BTreeSet::new()), names };
     let mut backoff = Backoff::default();
     loop {
         follow.run(&mut sink).await;
@@ -69,7 +68,7 @@ fn name(kind: Kind) -> String {
 }
 
 struct Names {
-    freshness: Arc<Freshness>,
+    fresh: Fresh,
     /// The list under way.
     listing: Option<BTreeSet<String>>,
     names: watch::Sender<Crds>,
@@ -111,7 +110,7 @@ impl Sink for Names {
     }
 
     fn live(&mut self) {
-        self.freshness.live(KIND);
+        self.fresh.live();
     }
 
     fn failed(&mut self, error: &RestError, verb: &'static str) {
@@ -123,7 +122,7 @@ impl Sink for Names {
                 error.message
             );
         }
-        if self.freshness.failed(KIND, reason(error), &message, error.code == 0) && error.code != 410 {
+        if self.fresh.failed(reason(error), &message, error.code == 0) && error.code != 410 {
             tracing::warn!("cannot {verb} custom resource definitions: {message}");
         }
     }

@@ -192,6 +192,8 @@ impl Follow {
         }
         let Line { what, object } = Line::read(line, self.rule).map_err(unreadable)?;
         if what == "ERROR" {
+            // A Status is no object of the kind: the rule has cut what it says.
+            let object = serde_json::from_slice::<Value>(line).map_err(unreadable)?["object"].take();
             let code = object["code"].as_u64().and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
             return Err(RestError::of_status(code, object.to_string().as_bytes()).into());
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -12,64 +13,79 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
-/// What stands between us and each kind's objects.
+/// What stands between us and the objects, for all that is being watched.
 #[derive(Debug, Default)]
 pub(super) struct Freshness {
-    kinds: Mutex<BTreeMap<&'static str, State>>,
+    watched: Mutex<BTreeMap<(&'static str, u64), State>>,
+    /// Failures by kind and reason, those of watches that are over too.
+    errors: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    next: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Being watched; otherwise, since when not.
+    /// Since when it is not being watched; `None` while it is.
     stale_since: Option<Instant>,
     /// What was said of the trouble last.
     told: Option<String>,
-    errors: BTreeMap<&'static str, u64>,
     objects: usize,
 }
 
-impl Freshness {
-    /// The kind is wanted; nothing is known yet.
-    pub(super) fn begin(&self, kind: &'static str) {
-        self.kinds.lock().entry(kind).or_default().stale_since = Some(Instant::now());
+/// One collection that is being watched; dropped, it is nothing to measure any more.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    table: Arc<Freshness>,
+    key: (&'static str, u64),
+}
+
+impl Fresh {
+    /// Nothing is known yet.
+    pub(super) fn begin(table: &Arc<Freshness>, kind: &'static str) -> Self {
+        let key = (kind, table.next.fetch_add(1, Ordering::Relaxed));
+        let state = State { stale_since: Some(Instant::now()), ..State::default() };
+        table.watched.lock().insert(key, state);
+        Self { table: Arc::clone(table), key }
     }
 
-    /// The kind is being watched. True if that was in trouble before.
-    pub(super) fn live(&self, kind: &'static str) -> bool {
-        let mut kinds = self.kinds.lock();
-        let state = kinds.entry(kind).or_default();
-        state.stale_since = None;
-        state.told.take().is_some()
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(self.table.watched.lock().entry(self.key).or_default())
     }
 
-    /// It is not being watched. True if nobody was told so yet: the same trouble of several kinds is one.
-    pub(super) fn failed(&self, kind: &'static str, reason: &'static str, message: &str, shared: bool) -> bool {
-        let mut kinds = self.kinds.lock();
-        let known = shared && kinds.values().any(|state| state.told.as_deref() == Some(message));
-        let state = kinds.entry(kind).or_default();
-        *state.errors.entry(reason).or_default() += 1;
-        state.stale_since.get_or_insert_with(Instant::now);
-        let new = state.told.as_deref() != Some(message);
-        state.told = Some(message.to_owned());
-        new && !known
+    /// It is being watched. True if there was trouble before.
+    pub(super) fn live(&self) -> bool {
+        self.change(|state| {
+            state.stale_since = None;
+            state.told.take().is_some()
+        })
     }
 
-    /// The kind has so many objects.
-    pub(super) fn objects(&self, kind: &'static str, count: usize) {
-        self.kinds.lock().entry(kind).or_default().objects = count;
+    /// It is not being watched. True if nobody was told so yet; trouble that is `shared` is told once for all.
+    pub(super) fn failed(&self, reason: &'static str, message: &str, shared: bool) -> bool {
+        *self.table.errors.lock().entry((self.key.0, reason)).or_default() += 1;
+        let known = |state: &State| state.told.as_deref() == Some(message);
+        let said = shared && self.table.watched.lock().values().any(known);
+        self.change(|state| {
+            state.stale_since.get_or_insert_with(Instant::now);
+            let new = !known(state);
+            state.told = Some(message.to_owned());
+            new && !said
+        })
     }
 
-    /// The kind is not served: there is nothing to be stale.
-    pub(super) fn absent(&self, kind: &'static str) {
-        let mut kinds = self.kinds.lock();
-        let state = kinds.entry(kind).or_default();
-        (state.stale_since, state.told, state.objects) = (None, None, 0);
+    /// It has so many objects.
+    pub(super) fn objects(&self, count: usize) {
+        self.change(|state| state.objects = count);
     }
 
-    /// For how long the kind has not been watched, in seconds.
-    pub(super) fn staleness(&self, kind: &'static str) -> f64 {
-        let since = self.kinds.lock().get(kind).and_then(|state| state.stale_since);
-        since.map_or(0.0, |since| since.elapsed().as_secs_f64())
+    /// It is not served: there is nothing to be stale.
+    pub(super) fn absent(&self) {
+        self.change(|state| *state = State::default());
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        self.table.watched.lock().remove(&self.key);
     }
 }
 
@@ -88,30 +104,31 @@ impl fmt::Debug for Pages {
 
 impl Collector for Pages {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let kinds: Vec<&'static str> = self.0.kinds.lock().keys().copied().collect();
-        let gauge = ConstGauge::new(0.0);
+        // Several may watch a kind, or parts of it: the oldest counts, and the largest.
+        let mut kinds: BTreeMap<&'static str, (f64, usize)> = BTreeMap::new();
+        for ((kind, _), state) in &*self.0.watched.lock() {
+            let (stale, objects) = kinds.entry(kind).or_default();
+            *stale = state.stale_since.map_or(0.0, |since| since.elapsed().as_secs_f64()).max(*stale);
+            *objects = state.objects.max(*objects);
+        }
         let help = "Seconds since the kind's objects were last known to be current; 0 while they are watched";
+        let gauge = ConstGauge::new(0.0);
         let mut family =
             encoder.encode_descriptor("aquifer_source_staleness_seconds", help, None, gauge.metric_type())?;
-        for kind in &kinds {
-            let gauge = ConstGauge::new(self.0.staleness(kind));
-            gauge.encode(family.encode_family(&[("kind", *kind)])?)?;
+        for (kind, (stale, _)) in &kinds {
+            ConstGauge::new(*stale).encode(family.encode_family(&[("kind", *kind)])?)?;
         }
-        let help = "Objects of the kind";
-        let gauge = ConstGauge::new(0_i64);
-        let mut family = encoder.encode_descriptor("aquifer_source_objects", help, None, gauge.metric_type())?;
-        let states = self.0.kinds.lock();
-        for (kind, state) in &*states {
-            ConstGauge::new(state.objects as i64).encode(family.encode_family(&[("kind", *kind)])?)?;
+        let mut family =
+            encoder.encode_descriptor("aquifer_source_objects", "Objects of the kind", None, gauge.metric_type())?;
+        for (kind, (_, objects)) in &kinds {
+            ConstGauge::new(*objects as i64).encode(family.encode_family(&[("kind", *kind)])?)?;
         }
         let help = "Lists and watches of the API server that failed";
         let counter = ConstCounter::new(0_u64);
         let mut family = encoder.encode_descriptor("aquifer_source_watch_errors", help, None, counter.metric_type())?;
-        for (kind, state) in &*states {
-            for (reason, count) in &state.errors {
-                let labels = [("kind", *kind), ("reason", *reason)];
-                ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
-            }
+        for ((kind, reason), count) in &*self.0.errors.lock() {
+            let labels = [("kind", *kind), ("reason", *reason)];
+            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -309,8 +309,6 @@ impl<'de> Visitor<'de> for LineVisitor {
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             match &*name {
                 "type" => line.what = map.next_value()?,
-                // A Status is no object of the kind: nothing of it is cut.
-                "object" if line.what == "ERROR" => line.object = map.next_value()?,
                 "object" => line.object = map.next_value_seed(self.0)?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::crds::{self, Crds};
 use super::follow::{Backoff, Follow, Sink};
-use super::metrics::Freshness;
+use super::metrics::{Fresh, Freshness};
 use super::write::missing_rule;
 use super::{Rest, RestError};
 use crate::Event;
@@ -29,7 +29,7 @@ pub(super) enum Step {
 /// The objects of one selection as they were told.
 pub(super) struct Objects {
     selection: Selection,
-    freshness: Arc<Freshness>,
+    fresh: Fresh,
     events: mpsc::Sender<Step>,
     /// The hash of what was sent, and the list that last had the object.
     sent: HashMap<ObjectKey, (u64, u32)>,
@@ -40,10 +40,10 @@ pub(super) struct Objects {
 }
 
 impl Objects {
-    pub(super) fn new(selection: Selection, freshness: Arc<Freshness>, events: mpsc::Sender<Step>) -> Self {
-        freshness.begin(selection.kind.as_str());
+    pub(super) fn new(selection: Selection, freshness: &Arc<Freshness>, events: mpsc::Sender<Step>) -> Self {
+        let fresh = Fresh::begin(freshness, selection.kind.as_str());
         let (sent, bad) = (HashMap::new(), HashMap::new());
-        Self { selection, freshness, events, sent, list: 0, listed: false, bad }
+        Self { selection, fresh, events, sent, list: 0, listed: false, bad }
     }
 
     /// Follows the kind for good, through every life of its CRD.
@@ -91,7 +91,7 @@ impl Objects {
         for key in gone {
             self.send(Step::Event(Event::Deleted(key))).await;
         }
-        self.freshness.absent(self.selection.kind.as_str());
+        self.fresh.absent();
         self.told_all().await;
     }
 
@@ -107,7 +107,7 @@ impl Objects {
     }
 
     fn count(&self) {
-        self.freshness.objects(self.selection.kind.as_str(), self.sent.len());
+        self.fresh.objects(self.sent.len());
     }
 }
 
@@ -169,7 +169,7 @@ impl Sink for Objects {
     }
 
     fn live(&mut self) {
-        if self.freshness.live(self.selection.kind.as_str()) {
+        if self.fresh.live() {
             tracing::info!(kind = %self.selection.kind, "watched again");
         }
     }
@@ -181,7 +181,7 @@ impl Sink for Objects {
             message = missing_rule(kind, verb, "", self.selection.namespace.as_deref(), &error.message);
         }
         // That nobody answers is said once for all kinds; a refusal for each.
-        if !self.freshness.failed(kind.as_str(), reason, &message, error.code == 0) {
+        if !self.fresh.failed(reason, &message, error.code == 0) {
             return;
         }
         match reason {

@@ -37,7 +37,7 @@ impl Watched {
             followers.push(Box::pin(crds::run(rest.clone(), Arc::clone(freshness), names)));
         }
         for selection in selections {
-            let objects = Objects::new(selection, Arc::clone(freshness), sender.clone());
+            let objects = Objects::new(selection, freshness, sender.clone());
             followers.push(Box::pin(objects.run(rest.clone(), crds.clone())));
         }
         Self { followers, steps, listing, synced: false }
@@ -48,23 +48,19 @@ impl Stream for Watched {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut worked = false;
         loop {
             if self.listing == 0 && !std::mem::replace(&mut self.synced, true) {
                 return Poll::Ready(Some(Event::Synced));
             }
             match self.steps.poll_recv(cx) {
                 Poll::Ready(Some(Step::Event(event))) => return Poll::Ready(Some(event)),
-                Poll::Ready(Some(Step::Listed)) => {
-                    self.listing -= 1;
-                    continue;
-                }
+                Poll::Ready(Some(Step::Listed)) => self.listing -= 1,
                 // Every follower has ended, which none does.
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => {}
-            }
-            // Nothing lies ready: let the followers work. What they find wakes the receiver.
-            if self.followers.poll_next_unpin(cx).is_pending() && self.steps.is_empty() {
-                return Poll::Pending;
+                // What the followers found wakes us, and so does the runtime if it is someone else's turn.
+                Poll::Pending if worked => return Poll::Pending,
+                Poll::Pending => worked = self.followers.poll_next_unpin(cx).is_pending(),
             }
         }
     }
