@@ -78,6 +78,7 @@ pub(crate) enum Request {
         component: Component,
         env: Vec<(String, String)>,
     },
+    ReplaceIstiod,
     ReplaceZtunnel {
         node: String,
         env: Vec<(String, String)>,

@@ -81,6 +81,15 @@ pub(super) async fn replace_ztunnel(shared: &Arc<Shared>, node: &str, env: &[(St
     Ok(old.name.clone())
 }
 
+/// A second istiod-lite beside the first; when it is ready the first is told to go. Returns the first one's name.
+pub(super) async fn replace_istiod(shared: &Arc<Shared>) -> Result<String> {
+    let old = shared.component(&Component::Istiod)?;
+    let new = create(shared, istiod(shared)?).await?;
+    wait_ready(shared, &new).await?;
+    old.delete(None);
+    Ok(old.name.clone())
+}
+
 /// Tells a component's process something.
 pub(super) fn order(shared: &Shared, component: &Component, order: Order) -> Result<()> {
     let pod = shared.component(component)?;
@@ -170,13 +179,14 @@ fn istiod(shared: &Shared) -> Result<NewPod> {
         ("CA_TRUSTED_NODE_ACCOUNTS", format!("{NAMESPACE}/ztunnel")),
     ];
     let paths = &shared.paths;
-    let mut mounts = vec![mount(paths.istiod(), "/run/aquifer/istiod")];
-    env.push(("AQUIFER_DATA_DIR", "/run/aquifer/istiod".to_owned()));
+    let mut mounts = Vec::new();
     if shared.store().remote().is_some() {
         mounts.push(mount(accounts::folder(shared, accounts::ISTIOD), accounts::FOLDER));
         env.push(("KUBECONFIG", format!("{}/config", accounts::FOLDER)));
     } else {
+        mounts.push(mount(paths.istiod(), "/run/aquifer/istiod"));
         mounts.push(mount(paths.manifests(), "/run/aquifer/manifests"));
+        env.push(("AQUIFER_DATA_DIR", "/run/aquifer/istiod".to_owned()));
         mounts.push(mount(paths.jwks().with_file_name(""), "/run/aquifer/tokens"));
         env.push(("AQUIFER_MANIFESTS", "/run/aquifer/manifests".to_owned()));
         env.push(("JWKS_FILE", "/run/aquifer/tokens/jwks.json".to_owned()));

@@ -89,6 +89,7 @@ fn handle(shared: &Arc<Shared>, request: Request) -> Result<Reply> {
             wait_until(|| components::pid(&pod).is_some());
             Reply::Done
         }
+        Request::ReplaceIstiod => Reply::Text(Handle::current().block_on(components::replace_istiod(shared))?),
         Request::ReplaceZtunnel { node, env } => {
             Reply::Text(Handle::current().block_on(components::replace_ztunnel(shared, &node, &env))?)
         }

@@ -42,6 +42,15 @@ impl Lab {
         }
     }
 
+    /// Starts a second istiod-lite, waits until it is ready, then stops the first with its grace period. Returns when
+    /// the first one has been told; its name.
+    pub async fn replace_istiod(&self) -> Result<String> {
+        match self.ask(Request::ReplaceIstiod).await? {
+            Reply::Text(old) => Ok(old),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// What a component's process has used.
     pub async fn stats(&self, component: Component) -> Result<ProcessStats> {
         match self.ask(Request::Stats { component }).await? {

@@ -11,7 +11,7 @@ use aquifer_objects::crds::definition;
 use aquifer_objects::{Cluster, Source};
 use aquifer_runtime::Tracker;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{MANAGER, Remote, Store};
@@ -28,7 +28,11 @@ const ETCD: [u16; 2] = [2379, 2380];
 const READY: Duration = Duration::from_secs(60);
 
 /// Rights of the mesh's accounts, as an installation has them.
-const RIGHTS: [&str; 0] = [];
+const RIGHTS: [&str; 3] = [
+    include_str!("../../../../../deploy/rbac/istiod-lite.yaml"),
+    include_str!("../../../../../deploy/rbac/istio-cni.yaml"),
+    include_str!("../../../../../deploy/rbac/ztunnel.yaml"),
+];
 
 /// Starts both and waits until they serve. The wire must be up.
 pub(in crate::init) async fn start(
@@ -76,6 +80,9 @@ fn launch(reaper: &Reaper, program: &Path, arguments: &[String], log: &Path) -> 
 }
 
 async fn install(remote: &Remote) -> Result<()> {
+    // The rights of the mesh's own namespace lie in it.
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"}});
+    remote.apply(namespace, MANAGER).await?;
     for kind in definition::all() {
         remote.apply(kind, MANAGER).await?;
     }
