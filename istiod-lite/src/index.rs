@@ -29,6 +29,8 @@ mod golden;
 #[cfg(test)]
 mod property;
 #[cfg(test)]
+mod tables;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

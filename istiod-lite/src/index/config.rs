@@ -4,7 +4,6 @@ use aquifer_objects::mesh_config::{MeshConfig, MeshConfigError, NoEffect, parse}
 
 use super::Index;
 use crate::translate::Mesh;
-use crate::translate::mesh::CONFIG_MAP;
 use crate::translate::waypoint::Key;
 
 /// What holds for the whole mesh, and what came of the MeshConfig.
@@ -28,7 +27,7 @@ impl Index {
 
     /// Whether a ConfigMap holds the MeshConfig.
     pub(super) fn is_mesh_config(&self, (namespace, name): &Key) -> bool {
-        **namespace == *self.base.system_namespace && **name == *CONFIG_MAP
+        **namespace == *self.base.system_namespace && **name == *self.base.config_map
     }
 
     /// Takes a MeshConfig in, or forgets it.

@@ -6,7 +6,6 @@ use aquifer_objects::{Kind, ObjectKey};
 
 use super::Index;
 use super::objects::Space;
-use crate::translate::mesh::CONFIG_MAP;
 use crate::translate::network_policy::{Direction, NetworkPolicyFacts};
 
 /// How bad it is.
@@ -47,7 +46,7 @@ pub const CONFIG_WITHOUT_EFFECT: &str = "MeshConfigFieldWithoutEffect";
 pub(super) fn findings(index: &Index) -> Vec<Finding> {
     let discovered = index.objects.spaces().filter(|(namespace, _)| index.discovers(namespace));
     let mut found: Vec<Finding> = discovered.flat_map(|(namespace, space)| in_space(namespace, space)).collect();
-    let object = || ObjectKey::new(Kind::ConfigMap, &index.base.system_namespace, CONFIG_MAP);
+    let object = || ObjectKey::new(Kind::ConfigMap, &index.base.system_namespace, &index.base.config_map);
     found.extend(index.config.error.iter().map(|error| Finding {
         code: CONFIG_INVALID,
         level: Level::Error,
@@ -106,26 +105,26 @@ fn in_space(namespace: &Arc<str>, space: &Space) -> Vec<Finding> {
 
 fn blocked(namespace: &str, pod: &str, inbound: bool) -> (&'static str, Level, String) {
     let (code, what, rule) = if inbound {
-        (BLOCKS_INBOUND, "nobody in the mesh reaches", "an ingress")
+        (BLOCKS_INBOUND, "is reached by nobody in the mesh: tunnels come on", "an ingress")
     } else {
-        (BLOCKS_OUTBOUND, "nobody in the mesh is reached by", "an egress")
+        (BLOCKS_OUTBOUND, "reaches nobody in the mesh: tunnels go to", "an egress")
     };
     let message = format!(
-        "{what} pod {namespace}/{pod}: tunnels come on TCP port 15008, which no policy for it lets through. \
-         Add {rule} rule for port 15008 with the same peers, or none."
+        "pod {namespace}/{pod} {what} TCP port 15008, which none of its policies lets through. \
+         Add {rule} rule for port 15008 with the same peers."
     );
     (code, Level::Error, message)
 }
 
 fn unseen(namespace: &str, pod: &str, inbound: bool) -> (&'static str, Level, String) {
-    let (direction, instead) = if inbound {
-        ("to", "an AuthorizationPolicy with `ports` for")
+    let (carried, instead) = if inbound {
+        ("to it, which all comes on", "an AuthorizationPolicy with `ports` that selects the pod")
     } else {
-        ("from", "an AuthorizationPolicy at the destinations of")
+        ("from it, which all goes to", "AuthorizationPolicies with `ports` at the destinations")
     };
     let message = format!(
-        "its ports do not restrict what the mesh carries {direction} pod {namespace}/{pod}: all of that is on TCP port 15008. \
-         Write {instead} it as well."
+        "its ports do not restrict pod {namespace}/{pod} within the mesh: what is carried {carried} TCP port 15008. \
+         To restrict ports, write {instead}."
     );
     (PORTS_UNSEEN, Level::Warning, message)
 }

@@ -109,6 +109,8 @@ impl Index {
         self.objects.uses_no_more(&user, old.wish.named());
         self.objects.uses(&user, new.wish.named());
         self.space_changed(name);
+        let others = self.objects.others.keys().filter(|key| key.namespace == *name);
+        self.dirty.extend(others.cloned().map(Item::Other));
         if **name == *self.mesh.system_namespace && *new.network() != self.mesh.network {
             self.mesh.network = new.network().to_owned();
             self.mesh_changed();

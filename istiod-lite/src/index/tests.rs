@@ -265,3 +265,70 @@ fn status_follows_the_policy_and_its_target() {
     assert_eq!(reason(applied(policy)), []);
     assert_eq!(reason(Event::Deleted(key.clone())), [(true, None)]);
 }
+
+#[test]
+fn a_mesh_config_acts_at_once_and_one_that_cannot_be_read_changes_nothing() {
+    let config = |text: &str| {
+        applied(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"}, "data": {"mesh": text}}))
+    };
+    let mut index = Index::new(Mesh::default());
+    changed(&mut index, vec![applied(pod("web-1", &json!({})))]);
+    assert_eq!(index.apply(config("trustDomain: one.test\nproxyListenPort: 1")), Dirty::Yes);
+    let changes = index.flush();
+    assert_eq!(workload(&index, "web-1").unwrap().trust_domain, "one.test");
+    let mesh = changes.mesh.unwrap();
+    assert_eq!((mesh.mesh.trust_domain.as_str(), mesh.error), ("one.test", None));
+    assert_eq!(mesh.without_effect[0].field, "proxyListenPort");
+    assert_eq!(index.apply(config("trustDomain: one.test\nproxyListenPort: 1")), Dirty::No);
+
+    let _ = index.apply(config("trustDomain: [one.test]"));
+    let changes = index.flush();
+    assert!(changes.addresses.is_empty());
+    assert!(changes.mesh.unwrap().error.is_some(), "it is told");
+    assert_eq!(index.mesh().trust_domain, "one.test");
+    assert_eq!(index.findings()[0].code, "MeshConfigInvalid");
+
+    let gone = ObjectKey::new(Kind::ConfigMap, "istio-system", "istio");
+    assert_eq!(changed(&mut index, vec![Event::Deleted(gone)]), ["+Kubernetes//Pod/shop/web-1"]);
+    assert_eq!(workload(&index, "web-1").unwrap().trust_domain, "");
+    assert!(index.findings().is_empty());
+}
+
+#[test]
+fn an_automatic_address_counts_once_it_stands_in_the_status() {
+    let entry = |name: &str, addresses: &Value| {
+        applied(json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"hosts": [format!("{name}.test")], "resolution": "DNS", "ports": [{"number": 80, "name": "http"}]}, "status": {"addresses": addresses}}))
+    };
+    let mut index = Index::new(Mesh::default());
+    let _ = index.apply(entry("a", &json!([])));
+    let proposed = index.flush().allocations.remove(0);
+    assert_eq!(proposed.entry, ObjectKey::new(Kind::ServiceEntry, "shop", "a"));
+    assert_eq!(proposed.addresses.len(), 2);
+    assert_eq!(index.allocations(), [proposed.clone()], "it waits");
+    let _ = index.apply(entry("a", &json!(proposed.addresses)));
+    let changes = index.flush();
+    assert!(changes.allocations.is_empty() && index.allocations().is_empty());
+    let Change::Upsert(name, made) = &changes.addresses[0] else { panic!("{changes:?}") };
+    assert_eq!((&**name, made.aliases.len()), ("shop/a.test", 2));
+    // Whoever takes the same one gets another.
+    let _ = index.apply(entry("b", &json!([{"host": "b.test", "value": proposed.addresses[0].value}])));
+    let other = index.flush().allocations.remove(0);
+    assert!(other.addresses.iter().all(|at| !proposed.addresses.iter().any(|taken| taken.value == at.value)));
+    let _ = index.apply(Event::Deleted(ObjectKey::new(Kind::ServiceEntry, "shop", "b")));
+    index.flush();
+    assert!(index.allocations().is_empty());
+}
+
+/// Another revision's, or a stale one: what stands there and is not said any more is taken away.
+#[test]
+fn conditions_that_nobody_says_any_more_are_to_go() {
+    let mut index = Index::new(Mesh::default());
+    let mut stale = service("web", &json!({}));
+    stale["status"] = json!({"conditions": [{"type": "istio.io/WaypointBound", "status": "True", "reason": "WaypointAccepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    let _ = index.apply(applied(stale));
+    let _ = index.apply(applied(service("plain", &json!({}))));
+    assert_eq!(index.flush().statuses, [(ObjectKey::new(Kind::Service, "shop", "web"), vec![])]);
+    let _ = index.apply(applied(service("web", &json!({}))));
+    assert_eq!(index.flush().statuses, [(ObjectKey::new(Kind::Service, "shop", "web"), vec![])]);
+}

@@ -17,6 +17,8 @@ pub struct Mesh {
     pub trust_domain_aliases: Vec<String>,
     /// The control plane's own namespace, where the MeshConfig lies and whose label names the network.
     pub system_namespace: String,
+    /// The ConfigMap there that holds the MeshConfig.
+    pub config_map: String,
     /// The namespace whose policies hold for the whole mesh.
     pub root_namespace: String,
     /// The DNS suffix of service names.
@@ -40,6 +42,7 @@ impl Default for Mesh {
             trust_domain: "cluster.local".to_owned(),
             trust_domain_aliases: Vec::new(),
             system_namespace: "istio-system".to_owned(),
+            config_map: "istio".to_owned(),
             root_namespace: "istio-system".to_owned(),
             domain: "cluster.local".to_owned(),
             network: String::new(),
@@ -102,9 +105,7 @@ impl Mesh {
     }
 }
 
-/// The MeshConfig's ConfigMap, in the control plane's namespace.
-pub const CONFIG_MAP: &str = "istio";
-/// Its key.
+/// The key of the MeshConfig in its ConfigMap.
 pub const CONFIG_KEY: &str = "mesh";
 
 fn selector(selector: &NamespaceSelector) -> Selector {

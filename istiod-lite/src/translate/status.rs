@@ -188,16 +188,19 @@ pub fn of_service_entry(
     mesh: &Mesh,
 ) -> Vec<PolicyCondition> {
     let mut made: Vec<PolicyCondition> = Vec::new();
-    if let [(host, winner), ..] = lost {
-        let message = format!(
-            "the host {host} is that of {winner} already, so it is left out here: use another host, or delete one of the two"
-        );
-        made.push(condition(ACCEPTED, false, "HostConflict", message));
+    let conflicts: Vec<String> = lost.iter().map(|(host, winner)| format!("{host} is that of {winner} already")).collect();
+    let conflict = format!("{}: use another host, or delete one of the two", conflicts.join(", "));
+    let exported = "exportTo has no effect in ambient mode: all of the mesh sees these hosts. \
+                    To restrict that, set serviceEntryVisibility in the MeshConfig.";
+    let whole = lost.len() == entry.hosts.len();
+    if whole {
+        made.push(condition(ACCEPTED, false, "HostConflict", conflict.clone()));
     }
-    if entry.exports {
-        let message = "exportTo has no effect in ambient mode: all of the mesh sees these hosts. \
-                       To restrict that, set serviceEntryVisibility in the MeshConfig.";
-        made.push(condition(NO_EFFECT, true, "ExportToIgnored", message.to_owned()));
+    match (!lost.is_empty() && !whole, entry.exports) {
+        (true, true) => made.push(condition(NO_EFFECT, true, "HostConflict", format!("{conflict}; {exported}"))),
+        (true, false) => made.push(condition(NO_EFFECT, true, "HostConflict", conflict)),
+        (false, true) => made.push(condition(NO_EFFECT, true, "ExportToIgnored", exported.to_owned())),
+        (false, false) => {}
     }
     made.extend(binding.condition());
     if binding.waypoint.is_none() {
