@@ -47,6 +47,8 @@ pub struct MeshConfig {
     pub cluster_domain: String,
     /// SAME_NODE_FAST_PATH: node proxies may connect pods of their node within themselves.
     pub same_node: bool,
+    /// PILOT_AUTO_ALLOW_WAYPOINT_POLICY: workloads behind a waypoint let its pods in without a word of the user.
+    pub allow_waypoints: bool,
     /// REVISION, REVISION_TAGS, DEFAULT_REVISION: which objects are ours where several control planes run.
     pub revision: Revision,
     /// POD_NAME: who we are among the replicas of our revision.
@@ -108,6 +110,7 @@ impl Config {
                 root_namespace,
                 cluster_domain,
                 same_node: vars.bool("SAME_NODE_FAST_PATH", true),
+                allow_waypoints: vars.bool("PILOT_AUTO_ALLOW_WAYPOINT_POLICY", false),
                 revision: revision(vars),
                 pod_name: non_empty(vars, "POD_NAME", "istiod-lite"),
                 waypoint_image: vars.string("WAYPOINT_IMAGE").filter(|image| !image.is_empty()),

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use aquifer_objects::crds::ServiceAddress;
 use aquifer_objects::{Event, Kind, Object, ObjectKey, Watch};
 use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
 use aquifer_runtime::Cancel;
@@ -20,7 +21,7 @@ use crate::config::MeshConfig;
 use crate::debounce::Debounce;
 use crate::index::{Change, Changes, Dirty, Index, Published, ResourceKind};
 use crate::metrics::{PushMetrics, type_label};
-use crate::revision::Revision;
+use crate::revision::{DEFAULT, Revision};
 use crate::status::{self, Condition, StatusQueue};
 use crate::translate::Mesh;
 
@@ -61,6 +62,12 @@ impl Publish {
             system_namespace: config.root_namespace.clone(),
             domain: config.cluster_domain.clone(),
             same_node: config.same_node,
+            allow_waypoints: config.allow_waypoints,
+            // As the installers name it: `istio`, or `istio-<revision>`.
+            config_map: match config.revision.name() {
+                DEFAULT => "istio".to_owned(),
+                revision => format!("istio-{revision}"),
+            },
             ..Mesh::default()
         };
         Self {
@@ -139,7 +146,7 @@ impl Publish {
     fn remember(&mut self, object: &Object) {
         match object {
             Object::Pod(pod) => self.pods.upsert(object.namespace(), object.name(), PodFacts::of(pod)),
-            _ if status::has_status(object.kind()) => self.status.observed(object),
+            _ if status::is_of_interest(object.kind()) => self.status.observed(object),
             _ => {}
         }
     }
@@ -147,7 +154,7 @@ impl Publish {
     fn forget(&mut self, key: &ObjectKey) {
         match key.kind {
             Kind::Pod => self.pods.remove(&key.namespace, &key.name),
-            kind if status::has_status(kind) => self.status.forget(key),
+            kind if status::is_of_interest(kind) => self.status.forget(key),
             _ => {}
         }
     }
@@ -228,8 +235,16 @@ impl Publish {
         for field in changes.mesh.iter().flat_map(|mesh| &mesh.without_effect) {
             tracing::warn!("MeshConfig: {field}");
         }
+        for allocation in &changes.allocations {
+            let addresses = allocation.addresses.iter().map(|at| (at.host.clone(), at.value.clone())).collect();
+            self.status.addresses(&allocation.entry, addresses);
+        }
         for (key, conditions) in &changes.statuses {
             self.status.conditions(key, conditions.iter().map(Condition::from).collect());
+        }
+        for allocation in &changes.allocations {
+            let host = |address: &ServiceAddress| (address.host.clone(), address.value.clone());
+            self.status.addresses(&allocation.entry, allocation.addresses.iter().map(host).collect());
         }
     }
 }
