@@ -1,10 +1,11 @@
 //! Step 4: STRICT, PERMISSIVE, and certificates that the mesh must not take.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_lab::Netns;
+use aquifer_objects::{Kind, Object};
 
 use super::{Demo, client};
 
@@ -24,7 +25,8 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
 
     let folder = demo.lab.state_dir().join("demo-certificates");
     let root = demo.lab.root_cert();
-    make_certificates(&folder, &root).await?;
+    let key = signing_key(demo, &folder).await?;
+    make_certificates(&folder, &root, &key).await?;
     let pod = demo.lab.pod("shop", "payments").await?;
     let target = format!("{}:15008", pod.ipv4());
     for (name, accepted, what) in [
@@ -48,9 +50,28 @@ pub(super) async fn run(demo: &mut Demo) -> Result<()> {
     Ok(())
 }
 
-/// Three client certificates, made with the machine's openssl.
-async fn make_certificates(folder: &Path, root: &Path) -> Result<()> {
+/// The key that the mesh's root signs with, where the control plane keeps it: in a file, or in a Secret.
+async fn signing_key(demo: &Demo, folder: &Path) -> Result<PathBuf> {
+    let root = demo.lab.root_cert();
     let data = root.parent().context("the control plane's folder")?;
+    let file = ["ca-key.pem", "root-key.pem"].map(|name| data.join(name)).into_iter().find(|path| path.exists());
+    if let Some(file) = file {
+        return Ok(file);
+    }
+    let secrets = demo.lab.objects(&[Kind::Secret]).await?;
+    let key = secrets.iter().find_map(|object| match object {
+        Object::Secret(secret) => secret.data.as_ref()?.get("ca-key.pem"),
+        _ => None,
+    });
+    let key = key.with_context(|| format!("no CA key in {}, nor in a Secret", data.display()))?;
+    tokio::fs::create_dir_all(folder).await?;
+    let copy = folder.join("ca-key.pem");
+    tokio::fs::write(&copy, &key.0).await?;
+    Ok(copy)
+}
+
+/// Three client certificates, made with the machine's openssl.
+async fn make_certificates(folder: &Path, root: &Path, key: &Path) -> Result<()> {
     let script = r#"
 set -e
 mkdir -p "$1"; cd "$1"
@@ -64,11 +85,9 @@ signed_by_root foreign other.example
 key self-signed
 openssl req -x509 -new -key self-signed.key -subj / -days 1 -addext "$(san cluster.local)" -out self-signed.pem
 "#;
-    let key = ["ca-key.pem", "root-key.pem"].map(|name| data.join(name)).into_iter().find(|path| path.exists());
-    let key = key.with_context(|| format!("no CA key in {}", data.display()))?;
     let output = tokio::process::Command::new("sh")
         .args(["-c", script, "sh"])
-        .args([folder, root, &key])
+        .args([folder, root, key])
         .output()
         .await
         .context("running openssl")?;
