@@ -235,10 +235,6 @@ impl Publish {
         for field in changes.mesh.iter().flat_map(|mesh| &mesh.without_effect) {
             tracing::warn!("MeshConfig: {field}");
         }
-        for allocation in &changes.allocations {
-            let addresses = allocation.addresses.iter().map(|at| (at.host.clone(), at.value.clone())).collect();
-            self.status.addresses(&allocation.entry, addresses);
-        }
         for (key, conditions) in &changes.statuses {
             self.status.conditions(key, conditions.iter().map(Condition::from).collect());
         }
