@@ -4,12 +4,14 @@
 //!   aquifer demo     the main job, live, in a lab of its own
 //!   aquifer lab …    a cluster in network namespaces of this machine
 //!   aquifer bench    what the mesh costs, against no mesh and against sidecars
+//!   aquifer waypoint …  make, show and remove waypoints
 //! ```
 //! One file a subcommand. Errors are one line that says what to do.
 
 mod bench;
 mod demo;
 mod lab;
+mod waypoint;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Command {
     Lab(lab::Command),
     /// Measure what the mesh costs, against no mesh and against sidecars, in labs of its own
     Bench(aquifer_perf::BenchOptions),
+    /// Make, show and remove waypoints
+    Waypoint(waypoint::Command),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Demo { keep, api_server } => demo::command(keep, api_server),
         Command::Lab(command) => lab::run(command),
         Command::Bench(options) => bench::command(options),
+        Command::Waypoint(command) => waypoint::run(&command),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -66,7 +71,7 @@ fn main() -> ExitCode {
 fn default_level(command: &Command) -> &'static str {
     match command {
         Command::Lab(lab) if lab.is_init() => "info",
-        Command::Demo { .. } | Command::Lab(_) | Command::Bench(_) => "warn",
+        _ => "warn",
     }
 }
 

@@ -122,7 +122,7 @@ impl App {
         let authenticators = Arc::new(authenticators(&config, pods.clone()));
         let publisher = Publisher::new(ResourceSet::of_types([ADDRESS, AUTHORIZATION]));
         let leader = leader::follow(&source, &config.mesh, &tracker, &cancel);
-        let status = StatusQueue::new(&source);
+        let status = StatusQueue::new(&source, &config.mesh.revision);
         let readiness = Readiness::new();
         let unready = readiness.register("objects");
 

@@ -118,8 +118,11 @@ mod tests {
         };
         let policy = object("security.istio.io/v1", "AuthorizationPolicy", json!({}));
         let service = object("v1", "Service", json!({ "ports": [{ "port": 80 }] }));
-        let gateway = object("gateway.networking.k8s.io/v1", "Gateway",
-            json!({ "gatewayClassName": "istio-waypoint", "listeners": [] }));
+        let gateway = object(
+            "gateway.networking.k8s.io/v1",
+            "Gateway",
+            json!({ "gatewayClassName": "istio-waypoint", "listeners": [] }),
+        );
         let stable = Revision::default();
         assert!(!stable.reads(&policy));
         assert!(stable.reads(&service) && stable.reads(&gateway));

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use crate::status::Condition;
 
 /// The controller of waypoints.
-pub const WAYPOINTS: &str = "istio.io/mesh-controller";
+pub(super) const WAYPOINTS: &str = "istio.io/mesh-controller";
 /// The controller of Gateways that stand for another cluster's.
-pub const REMOTE: &str = "istio.io/unmanaged-gateway";
+pub(super) const REMOTE: &str = "istio.io/unmanaged-gateway";
 
 /// Name, controller and description of the classes that are made if nobody has made them.
 const BUILT_IN: [(&str, &str, &str); 2] = [
@@ -17,17 +17,12 @@ const BUILT_IN: [(&str, &str, &str); 2] = [
 ];
 
 /// Istio's other classes, which nobody here serves.
-const NOT_SERVED: [&str; 5] = [
-    "istio",
-    "istio-east-west",
-    "istio-agentgateway",
-    "istio-agentgateway-waypoint",
-    "istio-agentgateway-ingress",
-];
+const NOT_SERVED: [&str; 5] =
+    ["istio", "istio-east-west", "istio-agentgateway", "istio-agentgateway-waypoint", "istio-agentgateway-ingress"];
 
 /// What we do with a Gateway of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// It becomes a waypoint.
     Waypoint,
     /// It stands for something elsewhere; nothing is made.
@@ -39,7 +34,7 @@ pub enum Role {
 }
 
 /// The role of Gateways of the class `name`, which may exist as an object.
-pub fn role(name: &str, class: Option<&GatewayClass>) -> Role {
+pub(super) fn role(name: &str, class: Option<&GatewayClass>) -> Role {
     let built_in = BUILT_IN.iter().find(|(built_in, ..)| *built_in == name).map(|(_, controller, _)| *controller);
     match class.map(|class| class.spec.controller_name.as_str()).or(built_in) {
         Some(WAYPOINTS) => Role::Waypoint,
@@ -51,7 +46,7 @@ pub fn role(name: &str, class: Option<&GatewayClass>) -> Role {
 }
 
 /// The built-in classes that `exists` doesn't know, as objects to make.
-pub fn missing(exists: impl Fn(&str) -> bool) -> Vec<Value> {
+pub(super) fn missing(exists: impl Fn(&str) -> bool) -> Vec<Value> {
     let absent = BUILT_IN.iter().filter(|(name, ..)| !exists(name));
     absent
         .map(|(name, controller, description)| {
@@ -66,7 +61,7 @@ pub fn missing(exists: impl Fn(&str) -> bool) -> Vec<Value> {
 }
 
 /// What is said on a class; nothing on another's.
-pub fn conditions(class: &GatewayClass) -> Option<Vec<Condition>> {
+pub(super) fn conditions(class: &GatewayClass) -> Option<Vec<Condition>> {
     let ours = [WAYPOINTS, REMOTE].contains(&class.spec.controller_name.as_str());
     ours.then(|| vec![Condition::new("Accepted", true, "Accepted", "Handled by Istio controller")])
 }

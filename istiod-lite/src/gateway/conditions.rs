@@ -12,7 +12,7 @@ const HBONE: &str = "HBONE";
 
 /// Whether, and why not, the Gateway runs.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Programmed {
+pub(super) enum Programmed {
     /// It does, behind this Service and these addresses (type, value).
     At {
         /// `<name>.<namespace>.svc.<domain>`.
@@ -30,13 +30,18 @@ pub enum Programmed {
 }
 
 /// The status of a Gateway whose parameters can be used.
-pub fn status(gateway: &Gateway, programmed: Programmed) -> GatewayStatus {
+pub(super) fn status(gateway: &Gateway, programmed: Programmed) -> GatewayStatus {
     let listeners: Vec<ListenerStatus> = gateway.spec.listeners.iter().map(listener).collect();
     let valid: Vec<&Listener> = gateway.spec.listeners.iter().filter(|listener| is_hbone(listener)).collect();
     let accepted = if valid.is_empty() {
         refused("ListenersNotValid", NO_LISTENER)
     } else if valid.len() < listeners.len() {
-        Condition::new("Accepted", true, "ListenersNotValid", format!("Resource accepted, but some listeners are not. {NO_LISTENER}"))
+        Condition::new(
+            "Accepted",
+            true,
+            "ListenersNotValid",
+            format!("Resource accepted, but some listeners are not. {NO_LISTENER}"),
+        )
     } else {
         Condition::new("Accepted", true, "Accepted", "Resource accepted")
     };
@@ -56,21 +61,20 @@ pub fn status(gateway: &Gateway, programmed: Programmed) -> GatewayStatus {
 }
 
 /// The status of a Gateway that is not accepted.
-pub fn rejected(gateway: &Gateway, reason: &'static str, message: &str) -> GatewayStatus {
+pub(super) fn rejected(gateway: &Gateway, reason: &'static str, message: &str) -> GatewayStatus {
     let not_programmed = Condition::new("Programmed", false, "Invalid", message);
     let listeners = gateway.spec.listeners.iter().map(listener).collect();
     GatewayStatus { conditions: vec![refused(reason, message), not_programmed], listeners, addresses: Vec::new() }
 }
 
-const NO_LISTENER: &str =
-    "Expected a single listener on port 15008 with protocol \"HBONE\": give the waypoint `{name: mesh, port: 15008, protocol: HBONE}`";
+const NO_LISTENER: &str = "Expected a single listener on port 15008 with protocol \"HBONE\": give the waypoint `{name: mesh, port: 15008, protocol: HBONE}`";
 
 fn refused(reason: &str, message: &str) -> Condition {
     Condition::new("Accepted", false, reason, message)
 }
 
 /// Whether the listener is a waypoint's.
-pub fn is_hbone(listener: &Listener) -> bool {
+pub(super) fn is_hbone(listener: &Listener) -> bool {
     listener.port == HBONE_PORT && listener.protocol == HBONE
 }
 
@@ -120,7 +124,7 @@ pub fn service_address(service: &Service, domain: &str) -> Vec<(String, String)>
 }
 
 /// The name by which the mesh knows the Service.
-pub fn hostname(service: &Service, domain: &str) -> String {
+pub(super) fn hostname(service: &Service, domain: &str) -> String {
     let meta = &service.metadata;
     let (name, namespace) = (meta.name.as_deref().unwrap_or_default(), meta.namespace.as_deref().unwrap_or_default());
     format!("{name}.{namespace}.svc.{domain}")

@@ -18,13 +18,8 @@ use crate::revision::Revision;
 use crate::status::Condition;
 
 /// The kinds that a Gateway becomes.
-const CHILDREN: [Kind; 5] = [
-    Kind::ServiceAccount,
-    Kind::Deployment,
-    Kind::Service,
-    Kind::HorizontalPodAutoscaler,
-    Kind::PodDisruptionBudget,
-];
+const CHILDREN: [Kind; 5] =
+    [Kind::ServiceAccount, Kind::Deployment, Kind::Service, Kind::HorizontalPodAutoscaler, Kind::PodDisruptionBudget];
 /// An own write takes so long at most to come back as an event.
 const ECHO: Duration = Duration::from_secs(5);
 /// So many rounds of one Gateway in [`WINDOW`] before it has to wait: somebody fights us.
@@ -34,7 +29,7 @@ const WINDOW: Duration = Duration::from_secs(30);
 const REREAD: Duration = Duration::from_secs(30);
 
 /// The state.
-pub struct Controller {
+pub(super) struct Controller {
     settings: Settings,
     revision: Revision,
     /// Whether nobody else removes what a deleted Gateway leaves behind.
@@ -65,15 +60,9 @@ struct Applied {
     stands: Option<u64>,
 }
 
-/// What one round needs to know before it can be decided.
-pub struct Unread {
-    /// Names that may be taken by objects that no watch shows.
-    pub names: Vec<ObjectKey>,
-}
-
 impl Controller {
     /// Knows nothing yet.
-    pub fn new(settings: Settings, revision: Revision, collects_garbage: bool) -> Self {
+    pub(super) fn new(settings: Settings, revision: Revision, collects_garbage: bool) -> Self {
         Self {
             settings,
             revision,
@@ -94,13 +83,8 @@ impl Controller {
         }
     }
 
-    /// Whether everything that stood has been seen.
-    pub fn synced(&self) -> bool {
-        self.synced
-    }
-
     /// Takes an event in.
-    pub fn take(&mut self, event: &Event, now: Instant) {
+    pub(super) fn take(&mut self, event: &Event, now: Instant) {
         match event {
             Event::Applied(object) => self.observed(object, now),
             Event::Deleted(key) => self.gone(key, now),
@@ -182,12 +166,14 @@ impl Controller {
     }
 
     fn slice(&mut self, key: ObjectKey, slice: Option<&EndpointSlice>, now: Instant) {
-        let service = slice.and_then(|slice| slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name").cloned());
-        let ready = slice.is_some_and(|slice| {
-            slice.endpoints.iter().flatten().any(|endpoint| {
-                endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready.unwrap_or(true))
-            })
-        });
+        let service =
+            slice.and_then(|slice| slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name").cloned());
+        let ready =
+            slice.is_some_and(|slice| {
+                slice.endpoints.iter().flatten().any(|endpoint| {
+                    endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready.unwrap_or(true))
+                })
+            });
         let mut changed = Vec::new();
         self.ready.retain(|(namespace, name), slices| {
             if *namespace == key.namespace && slices.remove(&key.name) {
@@ -239,12 +225,12 @@ impl Controller {
     }
 
     /// The ConfigMaps that Gateways name as their parameters.
-    pub fn parameters(&self) -> BTreeSet<ObjectKey> {
+    pub(super) fn parameters(&self) -> BTreeSet<ObjectKey> {
         self.gateways.values().filter_map(|gateway| parameters(gateway)).collect()
     }
 
     /// When there is something to do; nothing before everything was seen.
-    pub fn next_due(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
         if !self.synced {
             return None;
         }
@@ -252,7 +238,7 @@ impl Controller {
     }
 
     /// Classes to make, and what is said on those that stand. Once for every change of them.
-    pub fn classes(&mut self) -> (Vec<Value>, Vec<(Object, Vec<Condition>)>) {
+    pub(super) fn classes(&mut self) -> (Vec<Value>, Vec<(Object, Vec<Condition>)>) {
         if !std::mem::replace(&mut self.classes_due, false) || !self.revision.is_default() {
             return (Vec::new(), Vec::new());
         }
@@ -264,7 +250,7 @@ impl Controller {
     }
 
     /// The Gateway whose turn it is, if any. Who comes too often waits.
-    pub fn next(&mut self, now: Instant) -> Option<ObjectKey> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<ObjectKey> {
         loop {
             let (at, _) = self.due.first()?;
             if *at > now {
@@ -288,29 +274,33 @@ impl Controller {
     }
 
     /// It is to be looked at again after `pause`.
-    pub fn again(&mut self, key: &ObjectKey, now: Instant, pause: Duration) {
+    pub(super) fn again(&mut self, key: &ObjectKey, now: Instant, pause: Duration) {
         self.due.insert((now + pause, key.clone()));
     }
 
     /// Names in question that no watch shows and that were not read lately.
-    pub fn unread(&self, key: &ObjectKey, now: Instant) -> Unread {
+    pub(super) fn unread(&self, key: &ObjectKey, now: Instant) -> Vec<ObjectKey> {
         let mut names = Vec::new();
         if let Some(gateway) = self.gateways.get(key)
             && self.revision.owns(gateway.metadata.labels.as_ref(), self.namespace_revision(key))
-            && class::role(&gateway.spec.gateway_class_name, self.class_of(gateway).map(|class| &**class)) == class::Role::Waypoint
+            && class::role(&gateway.spec.gateway_class_name, self.class_of(gateway).map(|class| &**class))
+                == class::Role::Waypoint
         {
             names = self.names_in_question(gateway);
             names.retain(|name| !self.children.contains_key(name));
             names.retain(|name| self.read.get(name).is_none_or(|at| now - *at > REREAD));
         }
-        Unread { names }
+        names
     }
 
     fn names_in_question(&self, gateway: &Gateway) -> Vec<ObjectKey> {
         let namespace = gateway.metadata.namespace.as_deref().unwrap_or_default();
         if let Some(host) = elsewhere(gateway) {
             let service = service_named(host, namespace, &self.settings.cluster_domain);
-            return service.map(|(namespace, name)| ObjectKey::new(Kind::Service, &namespace, &name)).into_iter().collect();
+            return service
+                .map(|(namespace, name)| ObjectKey::new(Kind::Service, &namespace, &name))
+                .into_iter()
+                .collect();
         }
         let names = Names::of(gateway);
         let name = |kind| if kind == Kind::ServiceAccount { &names.service_account } else { &names.deployment };
@@ -319,7 +309,7 @@ impl Controller {
     }
 
     /// What stands under a name in question, as it was just read.
-    pub fn was_read(&mut self, key: ObjectKey, object: Option<Object>, now: Instant) {
+    pub(super) fn was_read(&mut self, key: ObjectKey, object: Option<Object>, now: Instant) {
         self.read.insert(key.clone(), now);
         match object {
             // The watch has not shown it yet, or its label was just taken away.
@@ -333,7 +323,7 @@ impl Controller {
     }
 
     /// What is to be done about a Gateway, without what stands already.
-    pub fn actions(&mut self, key: &ObjectKey, now: Instant) -> Vec<Action> {
+    pub(super) fn actions(&mut self, key: &ObjectKey, now: Instant) -> Vec<Action> {
         let Some(gateway) = self.gateways.get(key).cloned() else {
             return self.orphans(key);
         };
@@ -380,8 +370,9 @@ impl Controller {
     }
 
     /// Objects whose Gateway went while nobody looked.
-    pub fn orphaned(&self) -> Vec<ObjectKey> {
-        let owner = |object: &Object| Some(ObjectKey::new(Kind::Gateway, object.namespace(), object.label(GATEWAY_NAME)?));
+    pub(super) fn orphaned(&self) -> Vec<ObjectKey> {
+        let owner =
+            |object: &Object| Some(ObjectKey::new(Kind::Gateway, object.namespace(), object.label(GATEWAY_NAME)?));
         let owners: BTreeSet<ObjectKey> = self.children.values().filter_map(owner).collect();
         owners.into_iter().filter(|key| !self.gateways.contains_key(key)).collect()
     }
@@ -422,7 +413,7 @@ impl Controller {
     }
 
     /// It was applied.
-    pub fn applied(&mut self, key: &ObjectKey, object: &Value, now: Instant) {
+    pub(super) fn applied(&mut self, key: &ObjectKey, object: &Value, now: Instant) {
         self.applied.insert(key.clone(), Applied { content: content(object), at: now, stands: None });
     }
 }
@@ -449,7 +440,8 @@ fn fingerprint(object: &Object) -> u64 {
         fields.remove("status");
     }
     if let Some(metadata) = json["metadata"].as_object_mut() {
-        metadata.retain(|key, _| ["labels", "annotations", "ownerReferences", "uid", "generation"].contains(&key.as_str()));
+        metadata
+            .retain(|key, _| ["labels", "annotations", "ownerReferences", "uid", "generation"].contains(&key.as_str()));
         // The Deployment's controller counts its rollouts here.
         if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
             annotations.remove("deployment.kubernetes.io/revision");

@@ -6,8 +6,14 @@ use serde_json::{Map, Value};
 /// By which field the items of a list are told apart; lists without one are replaced.
 fn merge_key(list: &str, parent: &Parent) -> Option<&'static str> {
     Some(match list {
-        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets"
-        | "resourceClaims" | "secrets" => "name",
+        "containers"
+        | "initContainers"
+        | "ephemeralContainers"
+        | "volumes"
+        | "env"
+        | "imagePullSecrets"
+        | "resourceClaims"
+        | "secrets" => "name",
         "ports" if *parent == Parent::Container => "containerPort",
         "ports" => "port",
         "volumeMounts" => "mountPath",
@@ -25,7 +31,7 @@ enum Parent {
 }
 
 /// Lays a patch over an object; the error names the field that cannot be merged.
-pub fn strategic(base: &mut Value, patch: &Value) -> Result<(), String> {
+pub(super) fn strategic(base: &mut Value, patch: &Value) -> Result<(), String> {
     if !patch.is_object() {
         return Err("is not a map of fields".to_owned());
     }
@@ -124,17 +130,54 @@ mod tests {
             { "name": "istio-proxy", "image": "a", "ports": [{ "containerPort": 1, "name": "x" }], "env": [{ "name": "A", "value": "1" }] },
         ], "tolerations": [{ "key": "a" }], "volumes": [{ "name": "v", "emptyDir": {} }] });
         let table = [
-            ("a container by name", json!({ "containers": [{ "name": "istio-proxy", "image": "b" }] }), "/containers/0/image", json!("b")),
-            ("another is appended", json!({ "containers": [{ "name": "second" }] }), "/containers/1/name", json!("second")),
-            ("ports by number", json!({ "containers": [{ "name": "istio-proxy", "ports": [{ "containerPort": 1, "name": "y" }] }] }),
-                "/containers/0/ports", json!([{ "containerPort": 1, "name": "y" }])),
-            ("a variable", json!({ "containers": [{ "name": "istio-proxy", "env": [{ "name": "B", "value": "2" }] }] }),
-                "/containers/0/env", json!([{ "name": "A", "value": "1" }, { "name": "B", "value": "2" }])),
-            ("a variable goes", json!({ "containers": [{ "name": "istio-proxy", "env": [{ "name": "A", "$patch": "delete" }] }] }),
-                "/containers/0/env", json!([])),
-            ("null removes", json!({ "containers": [{ "name": "istio-proxy", "env": null }] }), "/containers/0/env", Value::Null),
-            ("lists without names are replaced", json!({ "tolerations": [{ "key": "b" }] }), "/tolerations", json!([{ "key": "b" }])),
-            ("a list is replaced on demand", json!({ "volumes": [{ "$patch": "replace" }, { "name": "w" }] }), "/volumes", json!([{ "name": "w" }])),
+            (
+                "a container by name",
+                json!({ "containers": [{ "name": "istio-proxy", "image": "b" }] }),
+                "/containers/0/image",
+                json!("b"),
+            ),
+            (
+                "another is appended",
+                json!({ "containers": [{ "name": "second" }] }),
+                "/containers/1/name",
+                json!("second"),
+            ),
+            (
+                "ports by number",
+                json!({ "containers": [{ "name": "istio-proxy", "ports": [{ "containerPort": 1, "name": "y" }] }] }),
+                "/containers/0/ports",
+                json!([{ "containerPort": 1, "name": "y" }]),
+            ),
+            (
+                "a variable",
+                json!({ "containers": [{ "name": "istio-proxy", "env": [{ "name": "B", "value": "2" }] }] }),
+                "/containers/0/env",
+                json!([{ "name": "A", "value": "1" }, { "name": "B", "value": "2" }]),
+            ),
+            (
+                "a variable goes",
+                json!({ "containers": [{ "name": "istio-proxy", "env": [{ "name": "A", "$patch": "delete" }] }] }),
+                "/containers/0/env",
+                json!([]),
+            ),
+            (
+                "null removes",
+                json!({ "containers": [{ "name": "istio-proxy", "env": null }] }),
+                "/containers/0/env",
+                Value::Null,
+            ),
+            (
+                "lists without names are replaced",
+                json!({ "tolerations": [{ "key": "b" }] }),
+                "/tolerations",
+                json!([{ "key": "b" }]),
+            ),
+            (
+                "a list is replaced on demand",
+                json!({ "volumes": [{ "$patch": "replace" }, { "name": "w" }] }),
+                "/volumes",
+                json!([{ "name": "w" }]),
+            ),
             ("a map too", json!({ "affinity": { "$patch": "replace", "x": 1 } }), "/affinity", json!({ "x": 1 })),
         ];
         for (what, patch, pointer, expected) in table {
@@ -149,6 +192,10 @@ mod tests {
         let error = merged(json!({}), json!({ "spec": { "ports": [{ "name": "x" }] } })).unwrap_err();
         assert_eq!(error, "spec.ports[0]: has no port, by which it is told from the others");
         assert!(merged(json!({}), json!("text")).is_err());
-        assert!(merged(json!({}), json!({ "spec": { "$patch": "sideways" } })).unwrap_err().contains("spec: unknown $patch"));
+        assert!(
+            merged(json!({}), json!({ "spec": { "$patch": "sideways" } }))
+                .unwrap_err()
+                .contains("spec: unknown $patch")
+        );
     }
 }

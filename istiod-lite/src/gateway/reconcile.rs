@@ -114,7 +114,7 @@ fn waypoint(input: &Input<'_>, settings: &Settings, key: ObjectKey, mut actions:
     // Half a waypoint helps nobody, and what runs under the old name runs on.
     if conflicts.is_empty() {
         actions.append(&mut applied);
-        actions.extend(leftovers(input, &key, &wanted));
+        actions.extend(leftovers(input, &names, &key, &wanted));
     }
     let service = find(input.observed, &ObjectKey::new(Kind::Service, &key.namespace, &names.deployment));
     let programmed = if conflicts.is_empty() {
@@ -196,19 +196,22 @@ fn available(input: &Input<'_>, names: &Names) -> bool {
     }
 }
 
-/// What it made under names, or of kinds, that it doesn't use any more.
-fn leftovers(input: &Input<'_>, key: &ObjectKey, wanted: &[(Kind, Value)]) -> Vec<Action> {
+/// What it made under names, or of kinds, that it doesn't use any more. What serves goes when its successor serves.
+fn leftovers(input: &Input<'_>, names: &Names, key: &ObjectKey, wanted: &[(Kind, Value)]) -> Vec<Action> {
     let used = |object: &Object| {
         wanted.iter().any(|(kind, value)| *kind == object.kind() && value["metadata"]["name"] == object.name())
     };
+    let succeeded = available(input, names);
+    let serves = |object: &Object| [Kind::ServiceAccount, Kind::Deployment, Kind::Service].contains(&object.kind());
     let old = input.observed.iter().filter(|object| made_by(object, input.gateway) && !used(object));
+    let old = old.filter(|object| succeeded || !serves(object));
     old.filter(|object| object.namespace() == &*key.namespace)
         .map(|object| Action::Delete(object.key(), object.meta().uid.clone()))
         .collect()
 }
 
 /// Whether the object was made for this Gateway, by a controller of our kind.
-pub fn made_by(object: &Object, gateway: &Gateway) -> bool {
+pub(super) fn made_by(object: &Object, gateway: &Gateway) -> bool {
     let owners = object.meta().owner_references.iter().flatten();
     let name = gateway.metadata.name.as_deref().unwrap_or_default();
     let uid = gateway.metadata.uid.as_deref().unwrap_or_default();
@@ -254,14 +257,14 @@ fn owner_version(gateway: &Gateway) -> Claimed {
 }
 
 /// The Service that the user runs for the Gateway, if they say so by `spec.addresses`: then nothing is made.
-pub fn elsewhere(gateway: &Gateway) -> Option<&str> {
+pub(super) fn elsewhere(gateway: &Gateway) -> Option<&str> {
     let address = gateway.spec.addresses.first()?;
     let by_name = address.type_.as_deref().is_some_and(|type_| type_ != "IPAddress");
     (by_name || gateway.spec.addresses.len() > 1).then(|| address.value.as_deref().unwrap_or_default())
 }
 
 /// Namespace and name of a Service by one of its names, as seen from `namespace`.
-pub fn service_named(host: &str, namespace: &str, domain: &str) -> Option<(String, String)> {
+pub(super) fn service_named(host: &str, namespace: &str, domain: &str) -> Option<(String, String)> {
     let short = host.strip_suffix(&format!(".svc.{domain}")).or_else(|| host.strip_suffix(".svc")).unwrap_or(host);
     match short.split('.').collect::<Vec<_>>().as_slice() {
         [name] => Some((namespace.to_owned(), (*name).to_owned())),
@@ -302,7 +305,12 @@ fn remote(gateway: &Gateway) -> GatewayStatus {
         })
         .collect::<Vec<_>>();
     let programmed = if addresses.is_empty() {
-        crate::status::Condition::new("Programmed", false, "AddressNotAssigned", "spec.addresses is empty: name the remote gateway's")
+        crate::status::Condition::new(
+            "Programmed",
+            false,
+            "AddressNotAssigned",
+            "spec.addresses is empty: name the remote gateway's",
+        )
     } else {
         crate::status::Condition::new("Programmed", true, "Programmed", "Resource programmed")
     };

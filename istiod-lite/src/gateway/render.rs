@@ -12,7 +12,7 @@ use super::merge::strategic;
 use super::{MANAGED, Settings};
 
 /// The label of everything that belongs to a Gateway.
-pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub(super) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 const NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
 const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
@@ -22,7 +22,7 @@ const PROXY_IMAGE: &str = "sidecar.istio.io/proxyImage";
 const NOT_COPIED: [&str; 4] =
     ["kubectl.kubernetes.io/last-applied-configuration", NAME_OVERRIDE, SERVICE_ACCOUNT, super::CONTROLLER_VERSION];
 /// What the label `gateway.istio.io/managed` says on a waypoint's objects.
-pub const MANAGED_BY: &str = "istio.io-mesh-controller";
+pub(super) const MANAGED_BY: &str = "istio.io-mesh-controller";
 
 /// Keys of an overlay ConfigMap, and the kinds that they lie over. The last two are made only if one is there.
 const OVERLAYS: [(&str, Kind); 5] = [
@@ -35,18 +35,18 @@ const OVERLAYS: [(&str, Kind); 5] = [
 const OPTIONAL: [Kind; 2] = [Kind::HorizontalPodAutoscaler, Kind::PodDisruptionBudget];
 
 /// What the Gateway says about names.
-pub struct Names {
+pub(super) struct Names {
     /// Of Deployment, Service, HorizontalPodAutoscaler and PodDisruptionBudget.
-    pub deployment: String,
+    pub(super) deployment: String,
     /// Of the ServiceAccount.
-    pub service_account: String,
+    pub(super) service_account: String,
     /// Whether the user named the ServiceAccount, so that it may be one of theirs.
-    pub own_account: bool,
+    pub(super) own_account: bool,
 }
 
 impl Names {
     /// The names of a Gateway's objects.
-    pub fn of(gateway: &Gateway) -> Self {
+    pub(super) fn of(gateway: &Gateway) -> Self {
         let name = gateway.metadata.name.clone().unwrap_or_default();
         let account = annotation(gateway, SERVICE_ACCOUNT);
         Self {
@@ -58,7 +58,7 @@ impl Names {
 }
 
 /// The objects, each with the kind, in the order in which they are to be made. The error is for the user.
-pub fn objects(
+pub(super) fn objects(
     gateway: &Gateway,
     overlays: &[&ConfigMap],
     settings: &Settings,
@@ -91,7 +91,7 @@ pub fn objects(
 }
 
 /// Whether the waypoint's container knows what to run.
-pub fn has_image(deployment: &Value) -> bool {
+pub(super) fn has_image(deployment: &Value) -> bool {
     let containers = deployment.pointer("/spec/template/spec/containers").and_then(Value::as_array);
     let image = |container: &Value| container["image"].as_str().is_some_and(|image| !image.is_empty());
     containers.is_some_and(|containers| containers.iter().all(image))
@@ -110,7 +110,8 @@ fn overlay(kind: Kind, object: &mut Value, config: &ConfigMap) -> Result<bool, S
     }
     let mut overlaid = false;
     for (key, text) in data.filter(|(key, _)| OVERLAYS.contains(&(key.as_str(), kind))) {
-        let patch: Value = aquifer_objects::parse::yaml(text).map_err(|error| format!("{source}, key {key}: {error}"))?;
+        let patch: Value =
+            aquifer_objects::parse::yaml(text).map_err(|error| format!("{source}, key {key}: {error}"))?;
         strategic(object, &patch).map_err(|error| format!("{source}, key {key}: {error}"))?;
         overlaid = true;
     }
@@ -213,10 +214,11 @@ impl<'a> Frame<'a> {
 
     fn service(&self) -> Value {
         let mut annotations = self.annotations.clone();
-        annotations.entry("networking.istio.io/traffic-distribution".to_owned()).or_insert_with(|| "PreferClose".into());
+        annotations
+            .entry("networking.istio.io/traffic-distribution".to_owned())
+            .or_insert_with(|| "PreferClose".into());
         let type_ = annotation(self.gateway, SERVICE_TYPE).unwrap_or_else(|| "ClusterIP".to_owned());
-        let mut ports =
-            vec![json!({ "name": "status-port", "port": 15021, "protocol": "TCP", "appProtocol": "tcp" })];
+        let mut ports = vec![json!({ "name": "status-port", "port": 15021, "protocol": "TCP", "appProtocol": "tcp" })];
         let mut taken = vec![15021];
         for listener in &self.gateway.spec.listeners {
             if taken.contains(&listener.port) {
@@ -336,13 +338,12 @@ impl<'a> Frame<'a> {
 
     fn env(&self) -> Value {
         let settings = self.settings;
-        let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+        let field =
+            |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
         let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
         let address = format!("https://{}", settings.control_plane());
-        let owner = format!(
-            "kubernetes://apis/apps/v1/namespaces/{}/deployments/{}",
-            self.namespace, self.names.deployment
-        );
+        let owner =
+            format!("kubernetes://apis/apps/v1/namespaces/{}/deployments/{}", self.namespace, self.names.deployment);
         let mut env = vec![
             field("POD_NAME", "metadata.name"),
             field("POD_NAMESPACE", "metadata.namespace"),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aquifer_objects::{Event, Kind, ObjectKey, Selection, Source, Watch, WriteError, Writer};
+use aquifer_objects::{Event, Kind, Object, ObjectKey, Selection, Source, SourceError, Watch, WriteError, Writer};
 use aquifer_runtime::{Cancel, Tracker};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -81,7 +81,7 @@ impl Task {
     }
 
     /// What a leader sees: everything, anew.
-    fn watch(&self) -> Result<Watch, aquifer_objects::SourceError> {
+    fn watch(&self) -> Result<Watch, SourceError> {
         let made = |kind: Kind| Selection::from(kind).labelled(MANAGED, None);
         let defaults = Selection::from(Kind::ConfigMap)
             .in_namespace(self.settings.root_namespace.clone())
@@ -174,8 +174,8 @@ impl Task {
     }
 
     async fn gateway(&self, controller: &mut Controller, key: &ObjectKey) {
-        for name in controller.unread(key, Instant::now()).names {
-            match self.source.get(&name).await {
+        for name in controller.unread(key, Instant::now()) {
+            match self.read(&name).await {
                 Ok(object) => controller.was_read(name, object, Instant::now()),
                 Err(error) => {
                     tracing::warn!(gateway = %key, %error, "not reconciled; it is tried again");
@@ -184,12 +184,23 @@ impl Task {
             }
         }
         let actions = controller.actions(key, Instant::now());
+        if !actions.iter().any(|action| matches!(action, Action::Status(..))) {
+            // It may have been ours before.
+            self.status.release(key);
+        }
         for action in actions {
             if let Err(error) = self.act(controller, action).await {
                 tracing::warn!(gateway = %key, %error, "not written; it is tried again");
                 controller.again(key, Instant::now(), RETRY);
             }
         }
+    }
+
+    /// What stands under a name. It is listed, since who may watch need not be allowed to get.
+    async fn read(&self, key: &ObjectKey) -> Result<Option<Object>, SourceError> {
+        let selection = Selection::from(key.kind).in_namespace(&*key.namespace).named(&*key.name);
+        let (objects, _) = self.source.read(&[selection]).await?;
+        Ok(objects.into_iter().next())
     }
 
     async fn act(&self, controller: &mut Controller, action: Action) -> Result<(), WriteError> {

@@ -49,7 +49,7 @@ fn controller(objects: &[Object], settings: Settings, now: Instant) -> Controlle
     }
     controller.take(&Event::Synced, now);
     for object in objects.iter().filter(|object| object.kind() == Kind::Gateway) {
-        for name in controller.unread(&object.key(), now).names {
+        for name in controller.unread(&object.key(), now) {
             let found = objects.iter().find(|object| object.key() == name).cloned();
             controller.was_read(name, found, now);
         }

@@ -1,6 +1,7 @@
 //! What stands, what is wanted, and when to write it. Pure; time passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_objects::{Kind, Object, ObjectKey};
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 
 use super::shape;
 use super::{Condition, Wanted, Write};
+use crate::revision::Revision;
 
 /// An own write takes so long at most to come back to us as an event. What is written again before is a fight.
 const ECHO: Duration = Duration::from_secs(2);
@@ -20,7 +22,7 @@ const CONTESTED: u32 = 3;
 
 /// All statuses that we have to do with.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(super) struct Board {
     entries: BTreeMap<ObjectKey, Entry>,
     /// To be looked at now.
     due: BTreeSet<ObjectKey>,
@@ -28,6 +30,10 @@ pub struct Board {
     timers: BTreeSet<(Instant, ObjectKey)>,
     /// Whether the store merges conditions by type.
     by_type: bool,
+    /// Whose objects are ours to speak of.
+    revision: Revision,
+    /// The revision that a namespace's label names.
+    namespaces: BTreeMap<Arc<str>, String>,
 }
 
 #[derive(Debug, Default)]
@@ -51,23 +57,34 @@ struct Attempt {
 
 /// One object's turn.
 #[derive(Debug, PartialEq)]
-pub struct Turn {
+pub(super) struct Turn {
     /// The object.
-    pub key: ObjectKey,
+    pub(super) key: ObjectKey,
     /// What is to be written.
-    pub writes: Vec<Write>,
+    pub(super) writes: Vec<Write>,
     /// Somebody else writes the same fields: how long until we try again. Given once per fight.
-    pub contested: Option<Duration>,
+    pub(super) contested: Option<Duration>,
 }
 
 impl Board {
     /// An empty board.
-    pub fn new(by_type: bool) -> Self {
-        Self { by_type, ..Self::default() }
+    pub(super) fn new(by_type: bool, revision: Revision) -> Self {
+        Self { by_type, revision, ..Self::default() }
+    }
+
+    /// The namespace is there, with or without a revision. Its objects are looked at again if that is another now.
+    pub(super) fn namespace(&mut self, name: &str, revision: Option<&str>) {
+        let before = match revision {
+            Some(revision) => self.namespaces.insert(name.into(), revision.to_owned()),
+            None => self.namespaces.remove(name),
+        };
+        if before.as_deref() != revision {
+            self.due.extend(self.entries.keys().filter(|key| *key.namespace == *name).cloned());
+        }
     }
 
     /// The object as it stands.
-    pub fn observed(&mut self, object: &Object) {
+    pub(super) fn observed(&mut self, object: &Object) {
         let key = object.key();
         let entry = self.entries.entry(key.clone()).or_default();
         if entry.object.as_ref() == Some(object) {
@@ -80,18 +97,18 @@ impl Board {
     }
 
     /// The object is gone.
-    pub fn forget(&mut self, key: &ObjectKey) {
+    pub(super) fn forget(&mut self, key: &ObjectKey) {
         self.entries.remove(key);
         self.due.remove(key);
     }
 
     /// Conditions that shall stand in the object; those of a route in each of its parents that is ours.
-    pub fn want_conditions(&mut self, key: &ObjectKey, conditions: Vec<Condition>) {
+    pub(super) fn want_conditions(&mut self, key: &ObjectKey, conditions: Vec<Condition>) {
         self.want(key, Wanted::Conditions(conditions));
     }
 
     /// What shall stand in the object.
-    pub fn want(&mut self, key: &ObjectKey, wanted: Wanted) {
+    pub(super) fn want(&mut self, key: &ObjectKey, wanted: Wanted) {
         let entry = self.entries.entry(key.clone()).or_default();
         if entry.wanted.as_ref() == Some(&wanted) {
             return;
@@ -107,13 +124,13 @@ impl Board {
     }
 
     /// The addresses that a ServiceEntry shall have.
-    pub fn want_addresses(&mut self, key: &ObjectKey, addresses: Vec<(String, String)>) {
+    pub(super) fn want_addresses(&mut self, key: &ObjectKey, addresses: Vec<(String, String)>) {
         self.entries.entry(key.clone()).or_default().addresses = Some(addresses);
         self.due.insert(key.clone());
     }
 
     /// Nothing of ours is to stand there any more, as far as we know it.
-    pub fn release(&mut self, key: &ObjectKey) {
+    pub(super) fn release(&mut self, key: &ObjectKey) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.wanted = None;
             self.due.remove(key);
@@ -121,7 +138,7 @@ impl Board {
     }
 
     /// Everything is to be looked at again: the leader before may have died over it.
-    pub fn examine_all(&mut self) {
+    pub(super) fn examine_all(&mut self) {
         for entry in self.entries.values_mut() {
             entry.attempt = None;
         }
@@ -129,12 +146,12 @@ impl Board {
     }
 
     /// When there is something to look at.
-    pub fn next_due(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
         if self.due.is_empty() { self.timers.first().map(|(at, _)| *at) } else { Some(now) }
     }
 
     /// The next object that needs a write, if any. `wall` is the time to write, RFC 3339.
-    pub fn next(&mut self, now: Instant, wall: &str) -> Option<Turn> {
+    pub(super) fn next(&mut self, now: Instant, wall: &str) -> Option<Turn> {
         while let Some((at, _)) = self.timers.first()
             && *at <= now
         {
@@ -150,7 +167,7 @@ impl Board {
     }
 
     /// It could not be written; the timer that was set with the turn brings it back.
-    pub fn failed(&mut self, key: &ObjectKey) {
+    pub(super) fn failed(&mut self, key: &ObjectKey) {
         if let Some(attempt) = self.entries.get_mut(key).and_then(|entry| entry.attempt.as_mut()) {
             attempt.failed = true;
         }
@@ -186,6 +203,10 @@ impl Board {
     fn writes(&self, key: &ObjectKey, wall: &str) -> Vec<Write> {
         let Some(entry) = self.entries.get(key) else { return Vec::new() };
         let Some(object) = &entry.object else { return Vec::new() };
+        let of_namespace = self.namespaces.get(&key.namespace).map(String::as_str);
+        if !self.revision.owns(object.meta().labels.as_ref(), of_namespace) {
+            return Vec::new();
+        }
         let mut writes = Vec::new();
         if let Some(wanted) = &entry.wanted {
             let of_route;

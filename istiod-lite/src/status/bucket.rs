@@ -5,25 +5,25 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// So many writes a second in the long run.
-pub const PER_SECOND: f64 = 25.0;
+pub(super) const PER_SECOND: f64 = 25.0;
 /// So many at once after a rest.
-pub const BURST: f64 = 100.0;
+pub(super) const BURST: f64 = 100.0;
 
 /// A bucket of permissions to write.
 #[derive(Debug)]
-pub struct TokenBucket {
+pub(super) struct TokenBucket {
     tokens: f64,
     filled: Instant,
 }
 
 impl TokenBucket {
     /// A full one.
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { tokens: BURST, filled: now }
     }
 
     /// Takes one permission, or says how long until there is one.
-    pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
+    pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let rested = now.saturating_duration_since(self.filled).as_secs_f64();
         self.tokens = (self.tokens + rested * PER_SECOND).min(BURST);
         self.filled = now;

@@ -103,9 +103,10 @@ pub struct Write {
     pub status: Value,
 }
 
-/// Whether objects of the kind have a status that we may write.
-pub fn has_status(kind: Kind) -> bool {
-    let core = matches!(kind, Kind::Service | Kind::Gateway | Kind::GatewayClass);
+/// Whether the queue wants to see objects of the kind: those whose status is ours to write, and namespaces, which say
+/// whose they are.
+pub fn is_of_interest(kind: Kind) -> bool {
+    let core = matches!(kind, Kind::Namespace | Kind::Service | Kind::Gateway | Kind::GatewayClass);
     let routes = matches!(kind, Kind::HTTPRoute | Kind::GRPCRoute | Kind::TCPRoute | Kind::TLSRoute);
     core || routes || kind.of_istio()
 }

@@ -10,15 +10,22 @@ use serde_json::{Map, Value, json};
 use super::{Condition, GatewayStatus, Wanted, Write};
 
 /// The manager of whatever has no older name of its own.
-pub const MANAGER: &str = "istio-status";
+pub(super) const MANAGER: &str = "istio-status";
 /// The manager of the automatic addresses of a ServiceEntry.
-pub const ADDRESSES_MANAGER: &str = "istio-ip-autoallocate";
+pub(super) const ADDRESSES_MANAGER: &str = "istio-ip-autoallocate";
 /// Which controller speaks in the status of a route: Istio's name, since it implements the same classes.
 pub const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// Condition types that only we write: one that stands and isn't wanted goes.
-const OURS: &[&str] =
-    &["ZtunnelAccepted", "WaypointAccepted", "Accepted", "Programmed", "ResolvedRefs", "Reconciled", "PartiallyInvalid"];
+const OURS: &[&str] = &[
+    "ZtunnelAccepted",
+    "WaypointAccepted",
+    "Accepted",
+    "Programmed",
+    "ResolvedRefs",
+    "Reconciled",
+    "PartiallyInvalid",
+];
 
 /// The field manager of a condition; Istio's names, so that one takes the other's place.
 fn manager(kind: Kind, type_: &str) -> &'static str {
@@ -56,7 +63,7 @@ fn style(kind: Kind) -> Style {
 
 /// The writes that are missing: none if what stands is what is wanted. `by_type` says whether the store merges
 /// conditions by their type where the kind's schema says so; `now` is RFC 3339.
-pub fn writes(object: &Object, wanted: &Wanted, by_type: bool, now: &str) -> Vec<Write> {
+pub(super) fn writes(object: &Object, wanted: &Wanted, by_type: bool, now: &str) -> Vec<Write> {
     let standing = object.to_json()["status"].take();
     let generation = object.meta().generation;
     let one = |manager, status: Option<Value>| status.map(|status| Write { manager, status }).into_iter().collect();
@@ -72,7 +79,7 @@ pub fn writes(object: &Object, wanted: &Wanted, by_type: bool, now: &str) -> Vec
 }
 
 /// The automatic addresses, if others stand. Those that stand are never taken away: they may be in use.
-pub fn addresses(object: &Object, wanted: &[(String, String)]) -> Option<Write> {
+pub(super) fn addresses(object: &Object, wanted: &[(String, String)]) -> Option<Write> {
     let standing = object.to_json()["status"]["addresses"].take();
     let addresses: Vec<Value> = wanted.iter().map(|(host, value)| json!({ "value": value, "host": host })).collect();
     let addresses = Value::Array(addresses);
@@ -124,7 +131,8 @@ fn split(kind: Kind, standing: &Value, wanted: &[Condition], generation: Option<
     for name in managers {
         let mine: Vec<Condition> = wanted.iter().filter(|one| manager(kind, &one.type_) == name).cloned().collect();
         let next = conditions(Style::Meta, &mine, &old, generation, now);
-        let changed = next.iter().any(|one| !stands(one, &old)) || stale.iter().any(|type_| manager(kind, type_) == name);
+        let changed =
+            next.iter().any(|one| !stands(one, &old)) || stale.iter().any(|type_| manager(kind, type_) == name);
         if changed {
             writes.push(Write { manager: name, status: json!({ "conditions": next }) });
         }
@@ -159,12 +167,7 @@ fn whole(
 }
 
 /// What a route's parents are told; the words of other controllers stay.
-fn parents(
-    standing: &Value,
-    wanted: &[(Value, Vec<Condition>)],
-    generation: Option<i64>,
-    now: &str,
-) -> Option<Value> {
+fn parents(standing: &Value, wanted: &[(Value, Vec<Condition>)], generation: Option<i64>, now: &str) -> Option<Value> {
     let old = list(&standing["parents"]);
     let mine = |one: &&Value| one["controllerName"] == CONTROLLER;
     let mut next: Vec<Value> = old.iter().filter(|one| !mine(one)).cloned().collect();
@@ -237,7 +240,9 @@ fn gateway(standing: &Value, wanted: &GatewayStatus, generation: Option<i64>, no
 fn stands(wanted: &Value, list: &[Value]) -> bool {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     // An empty text is left out where it is read.
-    let same = |one: &Value, field: &str| one[field].as_str().unwrap_or_default() == wanted[field].as_str().unwrap_or_default();
+    let same = |one: &Value, field: &str| {
+        one[field].as_str().unwrap_or_default() == wanted[field].as_str().unwrap_or_default()
+    };
     list.iter().any(|one| {
         ["type", "status", "reason", "message", "lastTransitionTime"].iter().all(|field| same(one, field))
             && text(&one["observedGeneration"]) == text(&wanted["observedGeneration"])
@@ -249,7 +254,7 @@ fn list(value: &Value) -> Vec<Value> {
 }
 
 /// A hash of what is said, times left out: two writes that differ in nothing else say the same.
-pub fn content(writes: &[Write]) -> u64 {
+pub(super) fn content(writes: &[Write]) -> u64 {
     let mut text = String::new();
     for write in writes {
         let mut status = write.status.clone();
@@ -272,12 +277,12 @@ fn strip_times(value: &mut Value) {
 }
 
 /// The parents that a route names, as it names them.
-pub fn parent_refs(route: &Object) -> Vec<Value> {
+pub(super) fn parent_refs(route: &Object) -> Vec<Value> {
     list(&route.to_json()["spec"]["parentRefs"])
 }
 
 /// Whether a reference names a Gateway, and which: namespace (that of the route unless said) and name.
-pub fn gateway_of(reference: &Value, namespace: &str) -> Option<(String, String)> {
+pub(super) fn gateway_of(reference: &Value, namespace: &str) -> Option<(String, String)> {
     let fields: &Map<String, Value> = reference.as_object()?;
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     (text("kind").unwrap_or("Gateway") == "Gateway")

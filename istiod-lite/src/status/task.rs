@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::board::{Board, Turn};
 use super::bucket::TokenBucket;
 use super::{Condition, Wanted};
+use crate::revision::{self, Revision};
 
 /// Changes are gathered for so long: the conditions of one `apply` often change twice within it.
 const GATHER: Duration = Duration::from_millis(100);
@@ -29,15 +30,18 @@ struct Queue {
 }
 
 impl StatusQueue {
-    /// A queue for this store.
-    pub fn new(source: &Source) -> Self {
-        let by_type = matches!(source, Source::Cluster(_));
-        Self(Arc::new(Queue { board: Mutex::new(Board::new(by_type)), wake: Notify::new() }))
+    /// A queue for this store, for the objects of this revision.
+    pub fn new(source: &Source, revision: &Revision) -> Self {
+        let board = Board::new(matches!(source, Source::Cluster(_)), revision.clone());
+        Self(Arc::new(Queue { board: Mutex::new(board), wake: Notify::new() }))
     }
 
-    /// The object as it stands.
+    /// The object as it stands; of a namespace, the revision that it names for its objects.
     pub fn observed(&self, object: &Object) {
-        self.change(|board| board.observed(object));
+        self.change(|board| match object {
+            Object::Namespace(_) => board.namespace(object.name(), object.label(revision::LABEL)),
+            _ => board.observed(object),
+        });
     }
 
     /// The object is gone.

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::board::Board;
+use crate::revision::Revision;
+
 use super::{Condition, GatewayStatus, ListenerStatus, Wanted, shape};
 
 const T0: &str = "2026-01-01T00:00:00Z";
@@ -40,7 +42,9 @@ fn with_status(object: &Object, status: &Value) -> Object {
 }
 
 fn wanted(conditions: &[(&str, bool, &str)]) -> Wanted {
-    Wanted::Conditions(conditions.iter().map(|(type_, status, reason)| Condition::new(type_, *status, reason, "m")).collect())
+    Wanted::Conditions(
+        conditions.iter().map(|(type_, status, reason)| Condition::new(type_, *status, reason, "m")).collect(),
+    )
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn a_routes_parents_that_others_serve_are_theirs() {
     };
     let theirs = json!({ "parentRef": { "name": "other" }, "controllerName": "example.com/c", "conditions": [] });
     let object = route(json!({ "parents": [theirs] }));
-    let mut board = Board::new(true);
+    let mut board = Board::new(true, Revision::default());
     let now = Instant::now();
     board.observed(&object);
     board.want_conditions(&object.key(), vec![Condition::new("Accepted", true, "Accepted", "")]);
@@ -167,7 +171,7 @@ fn a_gateways_status_is_compared_as_it_is_read_back() {
 
 #[test]
 fn a_write_that_has_not_come_back_is_not_repeated_and_a_fight_is_given_up_slowly() {
-    let mut board = Board::new(true);
+    let mut board = Board::new(true, Revision::default());
     let start = Instant::now();
     let bare = policy(json!({}));
     let key = bare.key();
@@ -199,7 +203,7 @@ fn a_write_that_has_not_come_back_is_not_repeated_and_a_fight_is_given_up_slowly
 
 #[test]
 fn who_becomes_leader_looks_at_everything() {
-    let mut board = Board::new(true);
+    let mut board = Board::new(true, Revision::default());
     let now = Instant::now();
     let object = policy(json!({}));
     board.observed(&object);
@@ -225,4 +229,23 @@ fn addresses_are_written_once_and_never_taken_away() {
     assert_eq!(write.status, json!({ "addresses": [{ "value": "240.240.0.1", "host": "a.example.com" }] }));
     assert_eq!(shape::addresses(&entry(write.status.clone()), &wanted), None);
     assert_eq!(shape::addresses(&entry(write.status), &[]), None);
+}
+
+#[test]
+fn another_revisions_objects_are_not_spoken_of() {
+    let now = Instant::now();
+    let of_namespace = |label: Option<&str>| {
+        let mut board = Board::new(true, Revision::new("canary", [], false));
+        board.namespace("n", label);
+        board.observed(&policy(json!({})));
+        board.want_conditions(&policy(json!({})).key(), vec![Condition::new("ZtunnelAccepted", true, "Accepted", "m")]);
+        board
+    };
+    assert_eq!(of_namespace(None).next(now, T0), None, "without a label it is the default revision's");
+    assert!(of_namespace(Some("canary")).next(now, T0).is_some());
+    // The namespace changes hands.
+    let mut board = of_namespace(None);
+    assert_eq!(board.next(now, T0), None);
+    board.namespace("n", Some("canary"));
+    assert!(board.next(now, T0).is_some());
 }

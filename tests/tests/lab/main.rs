@@ -7,6 +7,7 @@
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
 //! revocation   a certificate that is no longer good
 //! churn        every process killed, in every order, under load
+//! upgrade      control plane and agents replaced in turn: nobody fails
 //! restart      a proxy replaced or killed: nobody fails
 //! zero_trust   all pairs of examples/zero-trust          lifecycle      what a killed lab leaves: nothing
 //! turning_on_strict  the guide of docs/operations.md, followed
@@ -38,5 +39,6 @@ mod same_node;
 mod stalls;
 mod transfer;
 mod turning_on_strict;
+mod upgrade;
 mod xds;
 mod zero_trust;
