@@ -71,6 +71,12 @@ enum Verb {
     Logs(logs::Logs),
     /// Show nodes, pods, who is in the mesh, and the mesh's own processes
     Status,
+    /// Run kubectl against the API server of a lab that has one: `aquifer lab kubectl get pods -A`
+    Kubectl {
+        /// What kubectl is told
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// End a lab: nothing of it stays
     Down,
     /// List the labs that are up
@@ -156,6 +162,10 @@ async fn dispatch(Command { which, verb }: Command) -> Result<u8> {
         }
         Verb::Logs(logs) => logs::run(&which.attach()?, &logs).await?,
         Verb::Status => print!("{}", status::render(&which.attach()?.status().await?)),
+        Verb::Kubectl { args } => {
+            let code = which.attach()?.kubectl(&args).await?;
+            return Ok(u8::try_from(code).unwrap_or(1));
+        }
         Verb::Down => {
             let lab = which.attach()?;
             let name = lab.name().to_owned();

@@ -18,6 +18,7 @@ mod demo;
 mod gateways;
 mod harness;
 mod itself;
+mod lab;
 mod lease;
 mod rbac;
 mod samples;

@@ -45,15 +45,25 @@ impl Programs {
             program: "etcd".to_owned(),
             package: "etcd-server".to_owned(),
         })?;
-        let folder = match ProcessEnv.var(PROGRAMS_IN) {
-            Some(folder) => PathBuf::from(folder),
-            None => cache().join("aquifer/kube/current"),
-        };
-        let api_server = folder.join("kube-apiserver");
+        let api_server = folder().join("kube-apiserver");
         if !api_server.is_file() {
             return Err(LabError::NoApiServer(api_server.display().to_string()));
         }
         Ok(Self { etcd, api_server })
+    }
+}
+
+/// `kubectl`: beside the API server's program, where `make cluster-up` builds it, or the machine's.
+pub(crate) fn kubectl() -> Result<PathBuf> {
+    let beside = Some(folder().join("kubectl")).filter(|path| path.is_file());
+    let found = beside.or_else(|| find_program("kubectl"));
+    found.ok_or_else(|| LabError::Missing { program: "kubectl".to_owned(), package: "kubernetes-client".to_owned() })
+}
+
+fn folder() -> PathBuf {
+    match ProcessEnv.var(PROGRAMS_IN) {
+        Some(folder) => PathBuf::from(folder),
+        None => cache().join("aquifer/kube/current"),
     }
 }
 

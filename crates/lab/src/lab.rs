@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use aquifer_objects::Kind;
 use tokio::task::spawn_blocking;
 
+use crate::api_server::kubectl;
 use crate::capture::Capture;
 use crate::error::{During, LabError, Result};
 use crate::options::{Component, LabOptions, Netns};
@@ -266,6 +267,19 @@ impl Lab {
     ) -> Result<i32> {
         let target = Target::Pod { namespace: namespace.into(), name: pod_name(pod_or_deployment)?.into() };
         Process::attached(&self.paths, target, args).await
+    }
+
+    /// Runs kubectl against the lab's API server, on the caller's own stdin, stdout and stderr; its exit code.
+    pub async fn kubectl<S: AsRef<str>>(&self, args: &[S]) -> Result<i32> {
+        if !matches!(self.store, Store::Remote) {
+            let how = "start one with `aquifer lab up --api-server`";
+            return Err(LabError::Refused(format!("the lab `{}` has no API server: {how}", self.name)));
+        }
+        let kubeconfig = self.paths.kube().join("admin.conf").display().to_string();
+        let program = kubectl()?.display().to_string();
+        let mut command = vec![program, "--kubeconfig".to_owned(), kubeconfig];
+        command.extend(args.iter().map(|arg| arg.as_ref().to_owned()));
+        Process::attached(&self.paths, Target::Netns(Netns::Wire), &command).await
     }
 
     /// What a pod's containers wrote so far. Mesh components log under `istio-system` and their own names.
