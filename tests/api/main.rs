@@ -4,7 +4,7 @@
 //! harness   servers that stop and start, objects from YAML, tokens, links that are cut
 //! gateways  waypoints, conflicts, status, leaders and revisions
 //! whole     istiod-lite as a process under its own RBAC, with a proxy that asks it
-//! demo      the lab on an API server (root)
+//! lab       the lab on an API server (root); demo.rs, a target of its own, walks through the main job there
 //! ```
 //! `make test-api` builds the API server and runs these; `cargo test --workspace` leaves them out. By hand:
 //! `cargo build --workspace --bins && cargo test -p aquifer-api-tests --features api`.
@@ -14,7 +14,6 @@
 
 #![allow(clippy::disallowed_methods)] // tests read the environment and spawn tasks of their own
 
-mod demo;
 mod gateways;
 mod harness;
 mod itself;
