@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aquifer_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
+use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION, ROOT_BUNDLE};
 use aquifer_runtime::http::Server as HttpServer;
 use aquifer_runtime::metrics::Registry;
 use aquifer_runtime::readiness::Readiness;
@@ -14,17 +14,10 @@ use aquifer_runtime::signals::Signals;
 use aquifer_runtime::{Cancel, Tracker, cancel, metrics as metrics_page, process};
 use aquifer_xds::resource::ResourceSet;
 use aquifer_xds::server::{Publisher, Server as XdsServer, ServerMetrics};
-use time::OffsetDateTime;
 use tokio::net::TcpListener;
 
-use crate::ca::authn::{Authenticator, Authenticators};
-use crate::ca::issuer::Issuer;
-use crate::ca::jwt::JwtAuthenticator;
-use crate::ca::node_auth::NodeAuthorizer;
-use crate::ca::pods::{self, Pods};
-use crate::ca::service::CertificateService;
-use crate::ca::serving::ServingCert;
-use crate::config::{AuthnConfig, Config, ListenConfig, MeshConfig};
+use crate::ca::{pods, start};
+use crate::config::{Config, ListenConfig, MeshConfig};
 use crate::debug;
 use crate::gateway;
 use crate::index::KINDS;
@@ -112,15 +105,11 @@ impl App {
         let source = config.source.open().await.context(config.source.variable())?;
         source.register(&mut registry);
         let watch = source.watch(KINDS).context(config.source.variable())?;
-        let issuer = issuer(&config)?;
-        metrics.ca.root_expires(issuer.root_not_after());
-        let names = config.ca.serving_names.clone();
-        let serving = ServingCert::new(issuer.clone(), names, OffsetDateTime::now_utc())?;
-        let tls = serving.server_config()?;
-
         let (pod_writer, pods) = pods::table();
-        let authenticators = Arc::new(authenticators(&config, pods.clone()));
-        let publisher = Publisher::new(ResourceSet::of_types([ADDRESS, AUTHORIZATION]));
+        let ca = start::open(&config, &source, pods, metrics.ca).await?;
+        let tls = ca.serving.server_config()?;
+
+        let publisher = Publisher::new(ResourceSet::of_types([ADDRESS, AUTHORIZATION, ROOT_BUNDLE]));
         let leader = leader::follow(&source, &config.mesh, &tracker, &cancel);
         let status = StatusQueue::new(&source, &config.mesh.revision);
         let readiness = Readiness::new();
@@ -131,22 +120,20 @@ impl App {
 
         status.start(&source, leader.clone(), &tracker, &cancel);
         let (gateways, revision) = (gateway_settings(&config.mesh), config.mesh.revision.clone());
-        gateway::start(&source, gateways, revision, status.clone(), leader, &tracker, &cancel);
-        renew(serving, &tracker, &cancel);
-        let trusted = config.ca.trusted_node_accounts.clone();
-        let trust_domain = config.mesh.trust_domain.as_str();
-        let nodes = NodeAuthorizer::new(trusted, trust_domain.into(), pods);
-        let ca = CertificateService::new(issuer, Arc::clone(&authenticators), nodes, trust_domain, metrics.ca);
+        gateway::start(&source, gateways, revision, status.clone(), leader.clone(), &tracker, &cancel);
         let xds = XdsServer::new(
             publisher.clone(),
-            Arc::new(XdsAuthenticator(authenticators)),
+            Arc::new(XdsAuthenticator(Arc::clone(&ca.authenticators))),
             xds_metrics,
             tracker.clone(),
             cancel.clone(),
         );
         let pages = debug::pages(&readiness, publisher.clone(), xds.clients());
         pages.serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
-        let services = Services { xds: xds.into_service(), ca: Some(IstioCertificateServiceServer::new(ca)) };
+        let clients = xds.clients();
+        let certificates = IstioCertificateServiceServer::new(ca.service.clone());
+        let services = Services { xds: xds.into_service(), ca: Some(certificates) };
+        ca.run(publisher.clone(), clients, leader, &tracker, &cancel).await?;
         let (serve, when_synced) = (tracker.clone(), cancel.clone());
         let synced = move || {
             let discovery_only = Services { ca: None, ..services.clone() };
@@ -173,12 +160,6 @@ impl App {
     }
 }
 
-fn issuer(config: &Config) -> anyhow::Result<Issuer> {
-    let root = crate::ca::root::Root::open(&config.ca.data_dir, &config.mesh.trust_domain, OffsetDateTime::now_utc())
-        .context("AQUIFER_DATA_DIR")?;
-    Ok(Issuer::new(root, config.ca.lifetimes)?)
-}
-
 fn gateway_settings(mesh: &MeshConfig) -> gateway::Settings {
     gateway::Settings {
         waypoint_image: mesh.waypoint_image.clone(),
@@ -189,29 +170,6 @@ fn gateway_settings(mesh: &MeshConfig) -> gateway::Settings {
         cluster_id: mesh.cluster_id.clone(),
         network: String::new(),
     }
-}
-
-fn authenticators(config: &Config, pods: Pods) -> Authenticators {
-    let AuthnConfig { issuer, audiences, jwks_file } = config.authn.clone();
-    let jwt = JwtAuthenticator::new(issuer, audiences, jwks_file);
-    if let Err(error) = jwt.check_keys() {
-        tracing::warn!(%error, "JWKS_FILE: every caller is refused until it can be read");
-    }
-    Authenticators::new(vec![Authenticator::Jwt(jwt)], pods, config.mesh.cluster_id.clone())
-}
-
-fn renew(serving: ServingCert, tracker: &Tracker, cancel: &Cancel) {
-    let cancel = cancel.clone();
-    tracker.spawn("serving certificate", async move {
-        loop {
-            let nap = serving.renew_if_due(OffsetDateTime::now_utc());
-            tokio::select! {
-                biased;
-                () = cancel.drained() => return,
-                () = tokio::time::sleep(nap) => {}
-            }
-        }
-    });
 }
 
 #[cfg(test)]

@@ -73,8 +73,10 @@ pub struct ListenConfig {
 /// The certificate authority.
 #[derive(Debug, Clone)]
 pub struct CaConfig {
-    /// AQUIFER_DATA_DIR: where the root lies.
-    pub data_dir: PathBuf,
+    /// AQUIFER_DATA_DIR: where the root lies, for a folder. An API server keeps it in Secrets.
+    pub data_dir: Option<PathBuf>,
+    /// ROOT_ROTATION_MIN_OVERLAP: how long both roots are trusted before the new one signs, at least.
+    pub min_overlap: Duration,
     /// DEFAULT_WORKLOAD_CERT_TTL, MAX_WORKLOAD_CERT_TTL.
     pub lifetimes: Lifetimes,
     /// CA_TRUSTED_NODE_ACCOUNTS: namespace and name of each.
@@ -86,12 +88,11 @@ pub struct CaConfig {
 /// Who may call.
 #[derive(Debug, Clone)]
 pub struct AuthnConfig {
-    /// JWT_ISSUER.
-    pub issuer: String,
     /// JWT_AUDIENCES.
     pub audiences: Vec<String>,
-    /// JWKS_FILE.
-    pub jwks_file: PathBuf,
+    /// JWT_ISSUER and JWKS_FILE: tokens that are checked offline. A folder needs them; an API server reviews tokens
+    /// itself.
+    pub jwt: Option<(String, PathBuf)>,
 }
 
 impl Config {
@@ -102,8 +103,10 @@ impl Config {
         let root_namespace = non_empty(vars, "ROOT_NAMESPACE", "istio-system");
         let cluster_domain = non_empty(vars, "CLUSTER_DOMAIN", "cluster.local");
         let serving_names = serving_names(vars, &root_namespace, &cluster_domain);
+        let source = source(vars);
+        let is_folder = matches!(source, source::Settings::Folder(_));
         let config = Self {
-            source: source(vars),
+            source,
             mesh: MeshConfig {
                 trust_domain: non_empty(vars, "TRUST_DOMAIN", "cluster.local"),
                 cluster_id: non_empty(vars, "CLUSTER_ID", "Kubernetes"),
@@ -122,7 +125,16 @@ impl Config {
                 http: address(vars, "HTTP_ADDR", 8080),
             },
             ca: CaConfig {
-                data_dir: vars.required("AQUIFER_DATA_DIR").into(),
+                data_dir: if is_folder {
+                    Some(vars.required("AQUIFER_DATA_DIR").into())
+                } else {
+                    vars.string("AQUIFER_DATA_DIR").map(PathBuf::from)
+                },
+                // The kubelet brings a changed ConfigMap into pods within a minute and a half.
+                min_overlap: vars.duration(
+                    "ROOT_ROTATION_MIN_OVERLAP",
+                    Duration::from_secs(if is_folder { 0 } else { 120 }),
+                ),
                 lifetimes: lifetimes(vars),
                 trusted_node_accounts: vars
                     .with("CA_TRUSTED_NODE_ACCOUNTS", accounts)
@@ -130,9 +142,8 @@ impl Config {
                 serving_names,
             },
             authn: AuthnConfig {
-                issuer: vars.required("JWT_ISSUER"),
                 audiences: vars.with("JWT_AUDIENCES", |text| Ok(list(text))).unwrap_or_else(|| vec!["istio-ca".into()]),
-                jwks_file: vars.required("JWKS_FILE").into(),
+                jwt: jwt(vars, is_folder),
             },
             telemetry: telemetry::Settings::from_vars(vars),
         };
@@ -147,6 +158,11 @@ fn source(vars: &mut Vars<'_>) -> source::Settings {
         vars.error("AQUIFER_MANIFESTS", remedy);
         source::Settings::InCluster
     })
+}
+
+fn jwt(vars: &mut Vars<'_>, needed: bool) -> Option<(String, PathBuf)> {
+    let is_set = ["JWT_ISSUER", "JWKS_FILE"].iter().any(|key| vars.string(key).is_some_and(|v| !v.is_empty()));
+    (needed || is_set).then(|| (vars.required("JWT_ISSUER"), vars.required("JWKS_FILE").into()))
 }
 
 fn revision(vars: &mut Vars<'_>) -> Revision {

@@ -118,7 +118,7 @@ impl Pages {
         }
         if let Some(authenticate) = &self.authenticate {
             let headers = MetadataMap::from_headers(request.headers.clone());
-            if authenticate.authenticate(&headers, None).await.is_ok() {
+            if authenticate.authenticate(&headers, None, None).await.is_ok() {
                 return None;
             }
         }

@@ -81,9 +81,12 @@ pub struct CaMetrics {
     pub authentication_failures: Count,
     /// `citadel_server_success_cert_issuance_count`.
     pub issued: Count,
+    /// `citadel_server_id_extraction_err_count`.
+    pub id_extraction_errors: Count,
     parsing_errors: Count,
     sign_errors: Family<ErrorLabel, Count>,
     root_expiry: Seconds,
+    chain_expiry: Seconds,
 }
 
 impl Metrics {
@@ -95,8 +98,8 @@ impl Metrics {
         build.get_or_create(&BuildLabel { component: "pilot", tag: VERSION }).set(1);
         registry.register("istio_build", "Build of the component", build);
         let metrics = Self { push: PushMetrics::register(registry), ca: CaMetrics::register(registry) };
-        let root_expiry = metrics.ca.root_expiry.clone();
-        registry.register_collector(Box::new(Clocks { started: Instant::now(), root_expiry }));
+        let (root_expiry, chain_expiry) = (metrics.ca.root_expiry.clone(), metrics.ca.chain_expiry.clone());
+        registry.register_collector(Box::new(Clocks { started: Instant::now(), root_expiry, chain_expiry }));
         metrics
     }
 }
@@ -140,6 +143,12 @@ impl CaMetrics {
                 "Certificates issued",
                 Count::default(),
             ),
+            id_extraction_errors: add(
+                registry,
+                "citadel_server_id_extraction_err_count",
+                "Signing requests of callers whose identity cannot be told",
+                Count::default(),
+            ),
             parsing_errors: add(
                 registry,
                 "citadel_server_csr_parsing_err_count",
@@ -158,12 +167,19 @@ impl CaMetrics {
                 "Unix time at which the root expires",
                 Seconds::default(),
             ),
+            chain_expiry: add(
+                registry,
+                "citadel_server_cert_chain_expiry_timestamp",
+                "Unix time at which the signer, or one between it and the root, expires",
+                Seconds::default(),
+            ),
         }
     }
 
-    /// Notes the end of the root's validity.
-    pub fn root_expires(&self, at: OffsetDateTime) {
-        self.root_expiry.set(at.unix_timestamp() as f64);
+    /// Notes the ends of validity: the root's, and that of what signs below it.
+    pub fn expiry(&self, root: OffsetDateTime, chain: OffsetDateTime) {
+        self.root_expiry.set(root.unix_timestamp() as f64);
+        self.chain_expiry.set(chain.unix_timestamp() as f64);
     }
 
     /// Notes why a request was not signed.
@@ -173,7 +189,7 @@ impl CaMetrics {
                 self.parsing_errors.inc();
                 "csr_error"
             }
-            IssueError::Csr(CsrError::Signature | CsrError::Key) => "csr_error",
+            IssueError::Csr(CsrError::Signature | CsrError::Key | CsrError::Size) => "csr_error",
             IssueError::Ttl { .. } => "ttl_error",
             IssueError::RootExpired => "ca_not_ready",
             IssueError::Signing(_) => "cert_generation_error",
@@ -192,6 +208,7 @@ fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metri
 struct Clocks {
     started: Instant,
     root_expiry: Seconds,
+    chain_expiry: Seconds,
 }
 
 impl Collector for Clocks {
@@ -201,7 +218,9 @@ impl Collector for Clocks {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
         gauge("istiod_uptime_seconds", "Seconds since the start", self.started.elapsed().as_secs_f64())?;
-        let left = self.root_expiry.get() - OffsetDateTime::now_utc().unix_timestamp() as f64;
-        gauge("citadel_server_root_cert_expiry_seconds", "Seconds until the root expires", left)
+        let now = OffsetDateTime::now_utc().unix_timestamp() as f64;
+        let (root, chain) = (self.root_expiry.get() - now, self.chain_expiry.get() - now);
+        gauge("citadel_server_root_cert_expiry_seconds", "Seconds until the root expires", root)?;
+        gauge("citadel_server_cert_chain_expiry_seconds", "Seconds until the signer expires", chain)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aquifer_core::identity::Identity;
 use aquifer_core::state::MeshState;
-use aquifer_tls::CertManager;
+use aquifer_tls::{CertManager, TrustBundle};
 use parking_lot::Mutex;
 
 use crate::inpod::zds::{PodUid, WorkloadInfo};
@@ -36,6 +36,12 @@ impl Identities {
     #[must_use]
     pub fn node(&self) -> String {
         self.inner.lock().node.clone()
+    }
+
+    /// The control plane says whom to trust, or has no such word (any more).
+    pub fn trust(&self, bundle: Option<TrustBundle>) -> Result<(), String> {
+        let manager = self.inner.lock().manager.clone();
+        manager.adopt(bundle).map_err(|e| e.to_string())
     }
 
     /// A new state is about to be published: whoever reads it may ask for these identities at once.

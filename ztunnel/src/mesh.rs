@@ -7,7 +7,9 @@ use std::sync::Arc;
 use aquifer_core::from_proto;
 use aquifer_core::state::{MeshState, Update};
 use aquifer_core::store::Writer;
+use aquifer_proto::aquifer::RootBundle;
 use aquifer_proto::{security, type_url, workload};
+use aquifer_tls::TrustBundle;
 use aquifer_xds::client::{Rejected, ResourceSink, ResourceUpdate};
 use parking_lot::Mutex;
 use prost::Message;
@@ -112,6 +114,10 @@ impl Inner {
 
 impl ResourceSink for MeshSink {
     fn apply(&mut self, type_url: &str, updates: Vec<ResourceUpdate>) -> Vec<Rejected> {
+        if type_url == type_url::ROOT_BUNDLE {
+            let identities = self.inner.lock().identities.clone();
+            return updates.into_iter().filter_map(|update| trust(&identities, update).err()).collect();
+        }
         let mut rejected = Vec::new();
         let mut accepted = Vec::with_capacity(updates.len());
         for update in updates {
@@ -123,6 +129,25 @@ impl ResourceSink for MeshSink {
         self.publish(accepted);
         rejected
     }
+}
+
+/// Adopts a bundle of roots: it is acknowledged when every handshake goes by it.
+fn trust(identities: &Identities, update: ResourceUpdate) -> Result<(), Rejected> {
+    let (name, body) = match update {
+        ResourceUpdate::Upsert { name, body, .. } => (name, Some(body)),
+        ResourceUpdate::Remove { name } => (name, None),
+    };
+    let adopted = match body {
+        Some(body) => RootBundle::decode(body)
+            .map_err(|e| e.to_string())
+            .and_then(|message| TrustBundle::new(&message.roots, &message.renewal).map_err(|e| e.to_string()))
+            .and_then(|bundle| {
+                tracing::info!(roots = bundle.roots().len(), "the control plane says whom to trust");
+                identities.trust(Some(bundle))
+            }),
+        None => identities.trust(None),
+    };
+    adopted.map_err(|error| Rejected { name, error })
 }
 
 fn convert(type_url: &str, update: ResourceUpdate) -> Result<Update, Rejected> {

@@ -1,6 +1,7 @@
 //! What the CA gave: a key with its chain, and whom to trust.
 
 use crate::provider;
+use crate::trust::TrustBundle;
 use aquifer_core::identity::Identity;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -26,12 +27,16 @@ pub struct CertInfo {
 }
 
 /// The CA's answer, checked. No `Debug`: it holds the key.
+#[derive(Clone)]
 pub struct CertBundle {
     pub(crate) key: Arc<CertifiedKey>,
+    /// Whom to trust.
     pub(crate) roots: Arc<RootCertStore>,
     /// Leaf first.
     pub(crate) chain_info: Vec<CertInfo>,
     pub(crate) root_info: Vec<CertInfo>,
+    /// Whom the answer itself said to trust.
+    answered: (Arc<RootCertStore>, Vec<CertInfo>),
 }
 
 /// Why an answer of the CA is of no use.
@@ -83,7 +88,7 @@ impl CertBundle {
         };
         let (mut chain, mut chain_info) = (Vec::new(), Vec::new());
         for (index, element) in singles.iter().enumerate() {
-            let certs = parse(index, element)?;
+            let certs = certificates(index, element)?;
             let [(cert, info)] =
                 <[_; 1]>::try_from(certs).map_err(|c| BundleError::Layout { index, found: c.len() })?;
             chain.push(cert);
@@ -95,7 +100,7 @@ impl CertBundle {
         }
         let index = singles.len();
         let (mut roots, mut root_info) = (RootCertStore::empty(), Vec::new());
-        for (cert, info) in parse(index, last)? {
+        for (cert, info) in certificates(index, last)? {
             roots.add(cert).map_err(|_| BundleError::Malformed(index))?;
             root_info.push(info);
         }
@@ -105,7 +110,35 @@ impl CertBundle {
         let signing = provider::signing_key(&key).map_err(|_| BundleError::WrongKey)?;
         let key = CertifiedKey::new(chain, signing);
         key.keys_match().map_err(|_| BundleError::WrongKey)?;
-        Ok(Self { key: Arc::new(key), roots: Arc::new(roots), chain_info, root_info })
+        let roots = Arc::new(roots);
+        let answered = (roots.clone(), root_info.clone());
+        Ok(Self { key: Arc::new(key), roots, chain_info, root_info, answered })
+    }
+
+    /// The same answer, to trust those whom a bundle names that came after it.
+    pub(crate) fn trusting(&self, bundle: &TrustBundle) -> Self {
+        Self { roots: bundle.roots.clone(), root_info: bundle.info.clone(), ..self.clone() }
+    }
+
+    /// The same answer, to trust also those whom a bundle names that came before it. Neither is known to be the newer
+    /// word: they took different ways.
+    pub(crate) fn trusting_also(&self, bundle: &TrustBundle) -> Self {
+        let (answered, info) = &self.answered;
+        let mut roots = (**answered).clone();
+        let mut root_info = info.clone();
+        for (root, described) in bundle.roots.roots.iter().zip(&bundle.info) {
+            if !answered.roots.contains(root) {
+                roots.roots.push(root.clone());
+                root_info.push(described.clone());
+            }
+        }
+        Self { roots: Arc::new(roots), root_info, ..self.clone() }
+    }
+
+    /// The same answer, to trust whom it says.
+    pub(crate) fn trusting_itself(&self) -> Self {
+        let (roots, root_info) = self.answered.clone();
+        Self { roots, root_info, ..self.clone() }
     }
 
     /// Until when the leaf is valid.
@@ -115,7 +148,10 @@ impl CertBundle {
 }
 
 /// The certificates of an element, each with its own PEM text.
-fn parse(index: usize, element: &str) -> Result<Vec<(CertificateDer<'static>, CertInfo)>, BundleError> {
+pub(crate) fn certificates(
+    index: usize,
+    element: &str,
+) -> Result<Vec<(CertificateDer<'static>, CertInfo)>, BundleError> {
     element
         .split_inclusive("-----END CERTIFICATE-----")
         .filter_map(|block| block.find("-----BEGIN CERTIFICATE-----").map(|start| &block[start..]))

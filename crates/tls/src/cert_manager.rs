@@ -4,10 +4,11 @@
 
 use crate::bundle::CertBundle;
 use crate::ca_client::{CaClient, CaError};
-use crate::config::{IdentityConfigs, TlsOptions};
+use crate::config::{ConfigError, IdentityConfigs, TlsOptions};
 use crate::crl::Revocations;
 use crate::error::CertError;
 use crate::schedule::{Schedule, Step};
+use crate::trust::TrustBundle;
 use aquifer_core::identity::Identity;
 use aquifer_runtime::Cancel;
 use futures_util::StreamExt;
@@ -16,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -57,8 +59,22 @@ struct Shared {
     has_authority: bool,
     schedule: Mutex<Schedule>,
     certs: RwLock<HashMap<Identity, watch::Sender<Cert>>>,
+    /// Taken after the schedule's lock and before that of `certs`.
+    trust: Mutex<Trust>,
+    generation: AtomicU64,
     changed: Notify,
 }
+
+/// What the control plane says, where it does.
+#[derive(Default)]
+struct Trust {
+    bundle: Option<TrustBundle>,
+    /// The last occasion to renew that was heeded.
+    renewed: Option<String>,
+}
+
+/// Renewals that all nodes are asked for at once are spread over this time.
+const RENEWAL_SPREAD: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Default)]
 struct Cert {
@@ -91,13 +107,46 @@ impl CertManager {
 
     fn build(options: TlsOptions, has_authority: bool) -> Self {
         let schedule = Mutex::new(Schedule::new());
-        let shared = Shared { options, has_authority, schedule, certs: RwLock::default(), changed: Notify::new() };
+        let (certs, trust, generation) = (RwLock::default(), Mutex::default(), AtomicU64::new(0));
+        let shared = Shared { options, has_authority, schedule, certs, trust, generation, changed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
     /// Whom the configurations do not trust in spite of a good chain.
     pub fn revocations(&self) -> &Revocations {
         &self.shared.options.revocations
+    }
+
+    /// Trusts whom `bundle` names from now on, for every identity, instead of whom the certificates of this moment came
+    /// with; what comes with later ones is trusted also. `None`: there is no such word any more, certificates' count.
+    ///
+    /// When it returns, every handshake that begins has the new roots; connections that are open stay.
+    pub fn adopt(&self, bundle: Option<TrustBundle>) -> Result<(), ConfigError> {
+        let shared = &self.shared;
+        let mut schedule = shared.schedule.lock();
+        let mut trust = shared.trust.lock();
+        let certs = shared.certs.read();
+        let mut made = Vec::new();
+        for (identity, cert) in certs.iter() {
+            let Some(configs) = cert.borrow().configs.clone() else { continue };
+            let answer = match &bundle {
+                Some(bundle) => configs.bundle().trusting(bundle),
+                None => configs.bundle().trusting_itself(),
+            };
+            made.push((cert, IdentityConfigs::new(identity.clone(), answer, shared.next(), &shared.options)?));
+        }
+        for (cert, configs) in made {
+            cert.send_modify(|cert| cert.configs = Some(Arc::new(configs)));
+        }
+        let occasion = bundle.as_ref().and_then(|bundle| bundle.renewal.clone());
+        if occasion.is_some() && occasion != trust.renewed {
+            let delay = || RENEWAL_SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
+            schedule.renew_all(Instant::now().into_std(), delay);
+            shared.changed.notify_one();
+            trust.renewed = occasion;
+        }
+        trust.bundle = bundle;
+        Ok(())
     }
 
     /// Has a certificate kept for `identity`, from now until as many calls of [`forget`](Self::forget).
@@ -171,7 +220,6 @@ impl CertManager {
     /// A certificate that falls due while connections drain is not renewed; the drain is shorter than any validity.
     pub async fn run(&self, ca: impl CaClient, cancel: Cancel) {
         let mut fetches = FuturesUnordered::new();
-        let mut generation = 0;
         loop {
             let wake = loop {
                 let step = self.shared.schedule.lock().poll(Instant::now().into_std());
@@ -197,8 +245,7 @@ impl CertManager {
                 biased;
                 () = cancel.drained() => return,
                 Some((identity, result)) = fetches.next() => {
-                    generation += 1;
-                    self.report(&identity, result, generation);
+                    self.report(&identity, result);
                 }
                 () = self.shared.changed.notified() => {}
                 () = sleep => {}
@@ -206,12 +253,17 @@ impl CertManager {
         }
     }
 
-    fn report(&self, identity: &Identity, result: Result<CertBundle, CaError>, generation: u64) {
-        let options = &self.shared.options;
-        let built = result.and_then(|bundle| Ok(IdentityConfigs::new(identity.clone(), bundle, generation, options)?));
+    fn report(&self, identity: &Identity, result: Result<CertBundle, CaError>) {
         let jitter = rand::rng().random_range(-1.0..=1.0);
         let now = Instant::now().into_std();
         let mut schedule = self.shared.schedule.lock();
+        let (options, generation) = (&self.shared.options, self.shared.next());
+        // Under the lock: no bundle comes between the look at it and the publication.
+        let trust = self.shared.trust.lock();
+        let built = result.and_then(|answer| {
+            let answer = trust.bundle.as_ref().map_or_else(|| answer.clone(), |bundle| answer.trusting_also(bundle));
+            Ok(IdentityConfigs::new(identity.clone(), answer, generation, options)?)
+        });
         let certs = self.shared.certs.read();
         match built {
             Ok(configs) => {
@@ -231,6 +283,13 @@ impl CertManager {
                 }
             }
         }
+    }
+}
+
+impl Shared {
+    /// The next generation of configurations.
+    fn next(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 

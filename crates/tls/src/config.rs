@@ -120,6 +120,11 @@ impl IdentityConfigs {
         PeerCertificate::of(connection, &self.bundle.roots)
     }
 
+    /// The answer that they were made of.
+    pub(crate) fn bundle(&self) -> &CertBundle {
+        &self.bundle
+    }
+
     pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.bundle.key.cert
     }

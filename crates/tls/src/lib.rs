@@ -32,6 +32,7 @@ pub mod schedule;
 pub mod stream;
 #[cfg(test)]
 mod testing;
+mod trust;
 pub mod verify;
 
 pub use bundle::{CertBundle, CertInfo};
@@ -44,4 +45,5 @@ pub use meet::{Met, meet};
 pub use peer::PeerCertificate;
 pub use provider::TlsPolicy;
 pub use stream::TlsStream;
+pub use trust::TrustBundle;
 pub use verify::{VerifyError, peer_identity};

@@ -48,6 +48,8 @@ struct Entry {
     /// When to fetch. Not looked at while a fetch is on its way.
     due: Instant,
     failures: u32,
+    /// What is on its way is old already: fetch once more when it has come.
+    again: bool,
 }
 
 /// The plan for all identities of a node.
@@ -69,7 +71,7 @@ impl Schedule {
             entry.wants += 1;
             return false;
         }
-        let entry = Entry { wants: 1, priority: Priority::Warmup, due: now, failures: 0 };
+        let entry = Entry { wants: 1, priority: Priority::Warmup, due: now, failures: 0, again: false };
         self.entries.insert(identity.clone(), entry);
         true
     }
@@ -127,8 +129,20 @@ impl Schedule {
         };
         entry.failures = 0;
         entry.priority = Priority::Background;
-        entry.due = now + spread(remaining / 2, RENEWAL_JITTER, jitter);
+        let renewal = spread(remaining / 2, RENEWAL_JITTER, jitter);
+        entry.due = if std::mem::take(&mut entry.again) { now } else { now + renewal };
         true
+    }
+
+    /// Every certificate is to be renewed soon, each after a `delay` of its own; what is due earlier stays so.
+    pub fn renew_all(&mut self, now: Instant, mut delay: impl FnMut() -> Duration) {
+        for (identity, entry) in &mut self.entries {
+            if self.in_flight.contains(identity) {
+                entry.again = true;
+            } else {
+                entry.due = entry.due.min(now + delay());
+            }
+        }
     }
 
     /// A fetch failed. `jitter` is in `-1.0 ..= 1.0`. False if nobody wants it any more.

@@ -301,11 +301,15 @@ async fn http(address: std::net::SocketAddr, path: &str) -> String {
     answer
 }
 
-/// The debug page, once it shows what is expected.
-async fn syncz(app: &App, expect: impl Fn(&Value) -> bool) -> Value {
+async fn proxies(app: &App, expect: impl Fn(&Value) -> bool) -> Value {
+    page(app, "/debug/proxies", expect).await
+}
+
+/// A debug page, once it shows what is expected.
+async fn page(app: &App, path: &str, expect: impl Fn(&Value) -> bool) -> Value {
     let started = tokio::time::Instant::now();
     loop {
-        let answer = http(app.addresses().http, "/debug/syncz").await;
+        let answer = http(app.addresses().http, path).await;
         let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
         if expect(&body) {
             return body;

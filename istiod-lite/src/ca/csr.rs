@@ -10,10 +10,17 @@ use x509_parser::public_key::PublicKey;
 
 /// RSA keys below this are no longer considered safe (NIST SP 800-57).
 const MIN_RSA_BITS: usize = 2048;
+/// Checking the signature of a longer one costs more than it proves.
+const MAX_RSA_BITS: usize = 8192;
+/// A request with an RSA key of that length takes less than 4 KiB.
+pub const MAX_PEM: usize = 16 * 1024;
 
 /// Why a request cannot be signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
+    /// Longer than any honest request.
+    #[error("certificate signing request is longer than {MAX_PEM} bytes")]
+    Size,
     /// Not PEM, or not a PKCS#10 request inside.
     #[error("certificate signing request is not properly encoded")]
     Encoding,
@@ -21,12 +28,15 @@ pub enum CsrError {
     #[error("certificate signing request's signature is not valid")]
     Signature,
     /// A kind or size of key that peers would not accept.
-    #[error("certificate signing request's key is of an unsupported type or too short")]
+    #[error("certificate signing request's key is of an unsupported type or length")]
     Key,
 }
 
 /// The public key of a request whose signature was checked.
 pub fn verified_key(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
+    if pem.len() > MAX_PEM {
+        return Err(CsrError::Size);
+    }
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrError::Encoding)?;
     let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| CsrError::Encoding)?;
     if !rest.is_empty() {
@@ -34,7 +44,7 @@ pub fn verified_key(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
     }
     let spki = &request.certification_request_info.subject_pki;
     if let Ok(PublicKey::RSA(rsa)) = spki.parsed()
-        && rsa.key_size() < MIN_RSA_BITS
+        && !(MIN_RSA_BITS..=MAX_RSA_BITS).contains(&rsa.key_size())
     {
         return Err(CsrError::Key);
     }

@@ -12,7 +12,9 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
 use super::csr::{self, CsrError};
-use super::root::{BACKDATE, Root};
+use super::fingerprint::{Fingerprint, pem_of};
+use super::material::{Key, Signer};
+use super::root::BACKDATE;
 
 /// How long workload certificates live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,18 +64,40 @@ pub struct ServingCertificate {
 pub struct Issuer(Arc<Inner>);
 
 struct Inner {
-    signer: rcgen::Issuer<'static, KeyPair>,
+    id: Fingerprint,
+    signer: rcgen::Issuer<'static, Key>,
+    /// What peers need between the leaf and a root.
+    path: Vec<CertificateDer<'static>>,
     bundle: String,
     not_after: OffsetDateTime,
+    root_not_after: OffsetDateTime,
     lifetimes: Lifetimes,
 }
 
+impl std::fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Issuer").field(&self.0.id.short()).finish()
+    }
+}
+
 impl Issuer {
-    /// A signer from its root.
-    pub fn new(root: Root, lifetimes: Lifetimes) -> Result<Self, IssueError> {
-        let Root { key, cert, bundle, not_after } = root;
-        let signer = rcgen::Issuer::from_ca_cert_der(&cert, key).map_err(|e| IssueError::Signing(e.to_string()))?;
-        Ok(Self(Arc::new(Inner { signer, bundle, not_after, lifetimes })))
+    /// Signs as `signer`; clients are told to trust its roots.
+    pub fn new(signer: Signer, lifetimes: Lifetimes) -> Result<Self, IssueError> {
+        let bundle = signer.bundle();
+        Self::with_bundle(signer, bundle, lifetimes)
+    }
+
+    /// Signs as `signer`; clients are told to trust `bundle`, which holds a root of its.
+    pub fn with_bundle(signer: Signer, bundle: String, lifetimes: Lifetimes) -> Result<Self, IssueError> {
+        let (id, not_after, root_not_after) = (signer.id(), signer.not_after(), signer.root_not_after());
+        let Signer { key, cert, path, .. } = signer;
+        let signer = rcgen::Issuer::from_ca_cert_der(&cert, key).map_err(signing)?;
+        Ok(Self(Arc::new(Inner { id, signer, path, bundle, not_after, root_not_after, lifetimes })))
+    }
+
+    /// What names the signer.
+    pub fn id(&self) -> &Fingerprint {
+        &self.0.id
     }
 
     /// PEM of all roots that clients shall trust.
@@ -81,12 +105,18 @@ impl Issuer {
         &self.0.bundle
     }
 
-    /// When the signer's certificate expires.
-    pub fn root_not_after(&self) -> OffsetDateTime {
+    /// When the signer's certificate, or one between it and its root, expires.
+    pub fn not_after(&self) -> OffsetDateTime {
         self.0.not_after
     }
 
-    /// Signs `csr` for `identity`: `[leaf, root bundle]`, the layout that clients rely on.
+    /// When the root expires.
+    pub fn root_not_after(&self) -> OffsetDateTime {
+        self.0.root_not_after
+    }
+
+    /// Signs `csr` for `identity`: `[leaf, intermediates one each, root bundle]`, the layout that
+    /// clients rely on.
     pub fn issue(
         &self,
         csr: &str,
@@ -101,7 +131,8 @@ impl Issuer {
         // section 4.2.1.6).
         let params = self.leaf(vec![SanType::URI(uri)], ttl, now)?;
         let leaf = params.signed_by(&key, &self.0.signer).map_err(signing)?;
-        Ok(vec![leaf.pem(), self.0.bundle.clone()])
+        let path = self.0.path.iter().map(|cert| pem_of(cert));
+        Ok([leaf.pem()].into_iter().chain(path).chain([self.0.bundle.clone()]).collect())
     }
 
     /// A certificate and a fresh key for this process's own listener, valid for `names`.
@@ -119,7 +150,7 @@ impl Issuer {
             SubjectPublicKeyInfo::from_der(&rcgen::PublicKeyData::subject_public_key_info(&key)).map_err(signing)?;
         let cert = params.signed_by(&spki, &self.0.signer).map_err(signing)?;
         Ok(ServingCertificate {
-            chain: vec![cert.der().clone()],
+            chain: [cert.der().clone()].into_iter().chain(self.0.path.iter().cloned()).collect(),
             key: PrivatePkcs8KeyDer::from(key.serialize_der()),
             not_before: params.not_before,
             not_after: params.not_after,

@@ -11,11 +11,23 @@
 //! signer; the root's private key is never readable by other users and never leaves [`root`].
 
 pub mod authn;
+pub mod authority;
+pub mod client_cert;
 pub mod csr;
+pub mod fingerprint;
 pub mod issuer;
 pub mod jwt;
+pub mod keeper;
+pub mod ledger;
+pub mod limits;
+pub mod material;
 pub mod node_auth;
 pub mod pods;
 pub mod root;
+pub mod root_config_map;
+pub mod rotation;
 pub mod service;
 pub mod serving;
+pub mod start;
+pub mod store;
+pub mod token_review;

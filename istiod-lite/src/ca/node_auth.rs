@@ -1,11 +1,22 @@
 //! May this node proxy ask for that identity? Only for those that run on its own node.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use aquifer_core::identity::Identity;
 
+use tokio::sync::Semaphore;
+
 use super::authn::Caller;
 use super::pods::Pods;
+
+/// How long a request waits for a pod that is not known here yet. The node agent and the node proxy hear of a pod from
+/// its own kubelet, we from the API server, some ten milliseconds later; a busy API server may take longer. A proxy gives
+/// a call ten seconds, and asks again 100 ms after a refusal: so an honest one succeeds the first time, and a wrong one
+/// costs little.
+pub const POD_WAIT: Duration = Duration::from_secs(1);
+/// Requests that wait at once; more are refused right away.
+const MAX_WAITING: usize = 512;
 
 /// Why an impersonation is refused. For our log only.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,9 +49,17 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// Whether a pod that comes can change it.
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::CallerPodGone(..) | Self::NotOnNode { .. })
+    }
+}
+
 /// The rule, and what it looks at.
 #[derive(Debug)]
 pub struct NodeAuthorizer {
+    waiting: Semaphore,
     trusted: HashSet<(String, String)>,
     trust_domain: String,
     pods: Pods,
@@ -49,10 +68,28 @@ pub struct NodeAuthorizer {
 impl NodeAuthorizer {
     /// `trusted`: namespace and name of the accounts of node proxies.
     pub fn new(trusted: impl IntoIterator<Item = (String, String)>, trust_domain: String, pods: Pods) -> Self {
-        Self { trusted: trusted.into_iter().collect(), trust_domain, pods }
+        Self { waiting: Semaphore::new(MAX_WAITING), trusted: trusted.into_iter().collect(), trust_domain, pods }
     }
 
-    /// The identity that `caller` may be given when it asks for `requested`.
+    /// The identity that `caller` may be given when it asks for `requested`; waits for pods for at most [`POD_WAIT`].
+    pub async fn authorize_soon(&self, caller: &Caller, requested: &str) -> Result<Identity, Refusal> {
+        // Before the first look, so that no change is missed.
+        let mut changes = self.pods.changes();
+        let mut answer = self.authorize(caller, requested);
+        if !answer.as_ref().is_err_and(Refusal::is_passing) {
+            return answer;
+        }
+        let Ok(_waiting) = self.waiting.try_acquire() else { return answer };
+        let change = async {
+            while answer.as_ref().is_err_and(Refusal::is_passing) && changes.changed().await.is_ok() {
+                answer = self.authorize(caller, requested);
+            }
+        };
+        let _late = tokio::time::timeout(POD_WAIT, change).await;
+        answer
+    }
+
+    /// The identity that `caller` may be given when it asks for `requested`, by what is known now.
     pub fn authorize(&self, caller: &Caller, requested: &str) -> Result<Identity, Refusal> {
         let Caller { namespace, service_account, .. } = caller;
         if !self.trusted.contains(&(namespace.clone(), service_account.clone())) {

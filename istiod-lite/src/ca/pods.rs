@@ -8,6 +8,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
+use tokio::sync::watch;
+
+/// Written by the node agent when a pod's traffic is redirected.
+const REDIRECTION: &str = "ambient.istio.io/redirection";
 
 /// What authentication needs to know of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +24,8 @@ pub struct PodFacts {
     pub node: String,
     /// Its phase is Failed: nothing of it runs any more.
     pub failed: bool,
+    /// It is in the mesh: its node's proxy keeps a certificate for it.
+    pub captured: bool,
 }
 
 impl PodFacts {
@@ -30,11 +36,15 @@ impl PodFacts {
             .and_then(|s| s.service_account_name.clone())
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "default".into());
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(REDIRECTION));
+        let redirected = annotation.is_some_and(|value| value == "enabled");
         Self {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             service_account,
             node: spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
-            failed: pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed"),
+            failed: phase == Some("Failed"),
+            captured: redirected && !matches!(phase, Some("Failed" | "Succeeded")),
         }
     }
 }
@@ -42,16 +52,23 @@ impl PodFacts {
 /// An empty table: its one writer and a reader to clone.
 pub fn table() -> (PodWriter, Pods) {
     let table = Arc::new(RwLock::new(Table::default()));
-    (PodWriter(Arc::clone(&table)), Pods(table))
+    let changes = Arc::new(watch::Sender::new(0));
+    (PodWriter { table: Arc::clone(&table), changes: Arc::clone(&changes) }, Pods { table, changes })
 }
 
 /// The reading end.
 #[derive(Debug, Clone)]
-pub struct Pods(Arc<RwLock<Table>>);
+pub struct Pods {
+    table: Arc<RwLock<Table>>,
+    changes: Arc<watch::Sender<u64>>,
+}
 
 /// The writing end.
 #[derive(Debug)]
-pub struct PodWriter(Arc<RwLock<Table>>);
+pub struct PodWriter {
+    table: Arc<RwLock<Table>>,
+    changes: Arc<watch::Sender<u64>>,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -63,30 +80,43 @@ struct Table {
 impl Pods {
     /// The pod of that name, if it exists.
     pub fn get(&self, namespace: &str, name: &str) -> Option<PodFacts> {
-        self.0.read().pods.get(&(namespace.into(), name.into())).cloned()
+        self.table.read().pods.get(&(namespace.into(), name.into())).cloned()
     }
 
     /// Whether a pod with that service account, not failed, is on the node.
     pub fn runs_on(&self, node: &str, namespace: &str, service_account: &str) -> bool {
         let key = (node.into(), namespace.into(), service_account.into());
-        !node.is_empty() && self.0.read().running.contains_key(&key)
+        !node.is_empty() && self.table.read().running.contains_key(&key)
+    }
+
+    /// Every pod: namespace, name, facts. A copy, for what is looked at once in a while.
+    pub fn all(&self) -> Vec<(String, String, PodFacts)> {
+        let table = self.table.read();
+        table.pods.iter().map(|((namespace, name), facts)| (namespace.clone(), name.clone(), facts.clone())).collect()
+    }
+
+    /// Ticks with each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 }
 
 impl PodWriter {
     /// A pod was added or changed.
     pub fn upsert(&self, namespace: &str, name: &str, facts: PodFacts) {
-        let mut table = self.0.write();
+        let mut table = self.table.write();
         table.forget(namespace, name);
         if !facts.failed {
             *table.running.entry(running_key(namespace, &facts)).or_default() += 1;
         }
         table.pods.insert((namespace.into(), name.into()), facts);
+        drop(table);
+        self.changes.send_modify(|n| *n += 1);
     }
 
     /// A pod is gone.
     pub fn remove(&self, namespace: &str, name: &str) {
-        self.0.write().forget(namespace, name);
+        self.table.write().forget(namespace, name);
     }
 }
 

@@ -1,45 +1,57 @@
 //! `istio.v1.auth.IstioCertificateService`: the CA's one call.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use aquifer_core::identity::Identity;
 use aquifer_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use aquifer_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use aquifer_xds::server::PeerCerts;
 use prost_types::value::Kind;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
-use super::authn::Authenticators;
-use super::issuer::{IssueError, Issuer};
+use super::authn::{Authenticators, AuthnError, Caller, Credentials};
+use super::authority::Authority;
+use super::issuer::IssueError;
+use super::ledger::{self, Ledger};
+use super::limits::RateLimit;
 use super::node_auth::{NodeAuthorizer, Refusal};
 use crate::metrics::CaMetrics;
 
 /// The metadata field by which a node proxy asks for a pod's identity.
 const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 
+/// Certificates of one caller, at once and per second. A node that starts asks for as many as it has identities (250
+/// pods at most, as a rule), a rotation for all of them again; more than that is a fault, and signing costs processor time.
+const PER_CALLER: (f64, f64) = (1000.0, 20.0);
+
 /// The service: authenticates, authorizes, signs.
 #[derive(Clone)]
 pub struct CertificateService(Arc<Inner>);
 
 struct Inner {
-    issuer: Issuer,
+    authority: Authority,
+    ledger: Ledger,
     authenticators: Arc<Authenticators>,
     nodes: NodeAuthorizer,
     trust_domain: Arc<str>,
+    rate: RateLimit<String>,
     metrics: CaMetrics,
 }
 
 impl CertificateService {
-    /// A service that signs with `issuer` for callers whom `authenticators` know.
+    /// A service that signs by `authority` for callers whom `authenticators` know, and notes it in `ledger`.
     pub fn new(
-        issuer: Issuer,
+        authority: Authority,
+        ledger: Ledger,
         authenticators: Arc<Authenticators>,
         nodes: NodeAuthorizer,
         trust_domain: &str,
         metrics: CaMetrics,
     ) -> Self {
-        let trust_domain = trust_domain.into();
-        Self(Arc::new(Inner { issuer, authenticators, nodes, trust_domain, metrics }))
+        let (trust_domain, rate) = (trust_domain.into(), RateLimit::new(PER_CALLER.0, PER_CALLER.1));
+        Self(Arc::new(Inner { authority, ledger, authenticators, nodes, trust_domain, rate, metrics }))
     }
 }
 
@@ -54,11 +66,22 @@ impl IstioCertificateService for CertificateService {
         this.metrics.csr_count.inc();
 
         // 1. Who calls?
-        let caller = this.authenticators.authenticate(request.metadata(), now).await.map_err(|error| {
+        let certificates = request.extensions().get::<PeerCerts>().map(|certs| Arc::clone(&certs.0));
+        let peer = request.remote_addr().map(|address| address.ip());
+        let certificates = certificates.as_ref().map(|certs| certs.as_slice());
+        let shown = Credentials { headers: request.metadata(), certificates, peer };
+        let caller = this.authenticators.authenticate(shown, now).await.map_err(|error| {
             this.metrics.authentication_failures.inc();
-            tracing::warn!(%error, peer = ?request.remote_addr(), "CA: caller refused");
-            Status::unauthenticated("request authenticate failure")
+            if matches!(error, AuthnError::Certificate(_)) {
+                this.metrics.id_extraction_errors.inc();
+            }
+            tracing::warn!(%error, ?peer, "CA: caller refused");
+            error.status()
         })?;
+        if !this.rate.take(&ledger::caller_name(&caller), Instant::now()) {
+            tracing::warn!(caller = %name(&caller), "CA: too many requests of one caller");
+            return Err(Status::resource_exhausted("too many signing requests: slow down"));
+        }
         // 2. Which identity may it have?
         let request = request.into_inner();
         let identity = match impersonated(&request) {
@@ -67,22 +90,25 @@ impl IstioCertificateService for CertificateService {
                 namespace: caller.namespace.as_str().into(),
                 service_account: caller.service_account.as_str().into(),
             }),
-            Ok(Some(requested)) => this.nodes.authorize(&caller, requested),
+            Ok(Some(requested)) => this.nodes.authorize_soon(&caller, requested).await,
             Err(refusal) => Err(refusal),
         }
         .map_err(|refusal| {
             this.metrics.authentication_failures.inc();
             tracing::warn!(
-                caller = %format_args!("{}/{}", caller.namespace, caller.service_account),
+                caller = %name(&caller),
                 error = %refusal,
                 "CA: impersonation refused"
             );
             Status::unauthenticated("request impersonation authentication failure")
         })?;
         // 3. Sign.
-        match this.issuer.issue(&request.csr, &identity, request.validity_duration, now) {
+        let active = this.authority.load();
+        match active.issuer.issue(&request.csr, &identity, request.validity_duration, now) {
             Ok(cert_chain) => {
                 this.metrics.issued.inc();
+                let holder = ledger::holder(&ledger::caller_name(&caller), &identity.to_string());
+                this.ledger.record(active.step.as_ref(), holder, now.unix_timestamp());
                 tracing::debug!(%identity, "CA: certificate issued");
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
@@ -100,6 +126,10 @@ impl Inner {
             IssueError::RootExpired | IssueError::Signing(_) => Status::internal(error.to_string()),
         }
     }
+}
+
+fn name(caller: &Caller) -> String {
+    format!("{}/{}", caller.namespace, caller.service_account)
 }
 
 /// The identity asked for; `None` when the caller wants its own.

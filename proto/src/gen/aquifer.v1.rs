@@ -6,7 +6,8 @@ pub struct RootBundle {
     /// PEM of every root of the mesh, in no order that means anything.
     #[prost(string, tag = "1")]
     pub roots: ::prost::alloc::string::String,
-    /// SHA-256 of the DER of the certificate that signs now, in lower-case hex. A proxy renews what another has signed.
+    /// Empty, or the name of an occasion to renew: what a proxy was issued before it first heard of this occasion, it
+    /// has issued anew soon.
     #[prost(string, tag = "2")]
-    pub signer: ::prost::alloc::string::String,
+    pub renewal: ::prost::alloc::string::String,
 }

@@ -96,6 +96,7 @@ pub(super) fn xds_config(config: &Config) -> xds_driver::ClientConfig {
         watches: vec![
             if xds.on_demand { Watch::on_demand(type_url::ADDRESS) } else { Watch::wildcard(type_url::ADDRESS) },
             Watch::wildcard(type_url::AUTHORIZATION),
+            Watch::if_served(type_url::ROOT_BUNDLE),
         ],
     }
 }

@@ -45,14 +45,14 @@ async fn a_storm_of_changes_is_few_pushes() {
     let app = world.start().await;
     let mut client = Client::fresh(world.channel(&app, NAME).await.unwrap(), &world.token()).await.unwrap();
     client.sync().await;
-    let before = syncz(&app, |_| true).await["generation"].as_u64().unwrap();
+    let before = proxies(&app, |_| true).await["generation"].as_u64().unwrap();
     for i in 0..300 {
         let pod = payments("v1").replace("payments-1", &format!("p-{i}")).replace("p1", &format!("u{i}"));
         world.write(&format!("p-{i}.yaml"), &pod.replace("198.18.17.3", &format!("198.18.18.{}", i % 250)));
     }
     let many = |c: &Client| c.held[ADDRESS].keys().filter(|name| name.contains("/shop/p-")).count();
     client.until(|c| many(c) == 300).await;
-    let after = syncz(&app, |_| true).await["generation"].as_u64().unwrap();
+    let after = proxies(&app, |_| true).await["generation"].as_u64().unwrap();
     assert!(after - before < 60, "{} publications", after - before);
     app.shutdown().await;
 }

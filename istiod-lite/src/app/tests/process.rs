@@ -63,11 +63,17 @@ async fn pages_tell_of_readiness_clients_and_counts() {
     let mut client = Client::fresh(world.channel(&app, NAME).await.unwrap(), &world.token()).await.unwrap();
     client.sync().await;
     assert!(http(addresses.http, "/ready").await.starts_with("HTTP/1.1 200"));
-    let body = syncz(&app, |body| body["clients"][0]["types"][AUTHORIZATION]["state"] == "SYNCED").await;
+    let body = proxies(&app, |body| body["proxies"][0]["types"][AUTHORIZATION]["state"] == "SYNCED").await;
     assert_eq!(body["resources"][AUTHORIZATION], 1, "{body}");
-    assert_eq!(body["clients"][0]["id"], node().id, "{body}");
+    assert_eq!(body["proxies"][0]["id"], node().id, "{body}");
+    let syncz = page(&app, "/debug/syncz", |body| body[0]["resources"][AUTHORIZATION]["acked"].is_string()).await;
+    assert_eq!(syncz[0]["proxy"], node().id.split('~').nth(2).unwrap());
+    let status = &syncz[0]["resources"][AUTHORIZATION];
+    assert_eq!((&status["sent"], status["sentTime"].is_string()), (&status["acked"], true), "{syncz}");
+    let services = page(&app, "/debug/registryz", |_| true).await;
+    assert_eq!(services[0]["hostname"], "payments.shop.svc.cluster.local", "{services}");
     drop(client);
-    syncz(&app, |body| body["clients"].as_array().unwrap().is_empty()).await;
+    proxies(&app, |body| body["proxies"].as_array().unwrap().is_empty()).await;
     let metrics = http(addresses.monitoring, "/metrics").await;
     for name in [
         "pilot_xds",
@@ -91,7 +97,7 @@ async fn pages_tell_of_readiness_clients_and_counts() {
 async fn conditions_are_written_once() {
     let world = World::new();
     let app = world.start().await;
-    let status = world.path("manifests/.managed/istiod/AuthorizationPolicy/shop/only-orders.yaml");
+    let status = world.path("manifests/.managed/istio-status/AuthorizationPolicy/shop/only-orders.yaml");
     let started = tokio::time::Instant::now();
     let text = loop {
         if let Ok(text) = std::fs::read_to_string(&status) {
@@ -139,7 +145,7 @@ async fn one_line_says_why_it_cannot_start() {
             }),
             vec!["AQUIFER_MANIFESTS".into(), missing.display().to_string()],
         ),
-        (Box::new(move |c| c.ca.data_dir = file), vec!["AQUIFER_DATA_DIR".into(), "jwks.json".into()]),
+        (Box::new(move |c| c.ca.data_dir = Some(file)), vec!["AQUIFER_DATA_DIR".into(), "jwks.json".into()]),
     ];
     for (edit, words) in table {
         let line = start(edit).await;

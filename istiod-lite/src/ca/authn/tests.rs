@@ -18,7 +18,7 @@ struct World {
 }
 
 fn pod(uid: &str, account: &str, node: &str) -> PodFacts {
-    PodFacts { uid: uid.into(), service_account: account.into(), node: node.into(), failed: false }
+    PodFacts { uid: uid.into(), service_account: account.into(), node: node.into(), ..PodFacts::default() }
 }
 
 /// A mesh with two nodes: ztunnel and `amb/server` on node1, `amb/client` on node2.
@@ -32,7 +32,8 @@ fn world() -> World {
     pods.upsert("amb", "server-1", pod("s1", "server", "node1"));
     pods.upsert("amb", "client-1", pod("c1", "client", "node2"));
     let jwt = JwtAuthenticator::new(ISSUER.into(), vec!["istio-ca".into()], jwks.clone());
-    let authenticators = Authenticators::new(vec![Authenticator::Jwt(jwt)], table.clone(), "Kubernetes".into());
+    let authenticators =
+        Authenticators::new(vec![Authenticator::Jwt(jwt)], table.clone(), "Kubernetes".into(), "cluster.local".into());
     World { _dir: dir, jwks, signer, pods, table, authenticators }
 }
 
@@ -50,7 +51,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> MetadataMap {
 
 impl World {
     async fn with(&self, pairs: &[(&'static str, &str)]) -> Result<Caller, AuthnError> {
-        self.authenticators.authenticate(&headers(pairs), OffsetDateTime::now_utc()).await
+        self.authenticators.authenticate(Credentials::of(&headers(pairs)), OffsetDateTime::now_utc()).await
     }
 
     async fn token(&self, token: &str) -> Result<Caller, AuthnError> {

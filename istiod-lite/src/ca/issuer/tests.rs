@@ -16,7 +16,7 @@ fn lifetimes() -> Lifetimes {
 
 fn issuer_at(now: OffsetDateTime) -> Issuer {
     let dir = tempfile::tempdir().unwrap();
-    let root = Root::open(dir.path(), "cluster.local", now).unwrap();
+    let root = crate::ca::root::open(dir.path(), "cluster.local", now).unwrap().signer(now).unwrap();
     Issuer::new(root, lifetimes()).unwrap()
 }
 

@@ -1,7 +1,8 @@
-use rcgen::PKCS_ED25519;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, PKCS_ED25519};
 use tempfile::TempDir;
 
 use super::*;
+use crate::ca::material::Signer;
 
 fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
@@ -15,8 +16,8 @@ fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-fn open(dir: &Path) -> Result<Root, RootError> {
-    Root::open(dir, "cluster.local", now())
+fn open(dir: &Path) -> Result<Signer, RootError> {
+    super::open(dir, "cluster.local", now()).map(|material| material.signer(now()).unwrap())
 }
 
 /// A folder that holds a root made by us.
@@ -34,8 +35,8 @@ fn made_once_with_tight_permissions_and_adopted_after() {
     assert_eq!(mode(&dir), 0o700);
     assert_eq!(mode(&dir.join(KEY_FILE)), 0o600);
     let published = fs::read_to_string(dir.join(CERT_FILE)).unwrap();
-    assert_eq!(published, first.bundle);
-    assert!(first.not_after - now() > Duration::days(3649));
+    assert_eq!(published, first.bundle());
+    assert!(first.not_after() - now() > Duration::days(3649));
     let second = open(&dir).unwrap();
     assert_eq!(first.cert, second.cert);
     // Nothing else is left behind.
@@ -143,11 +144,50 @@ fn an_operators_own_pair_and_bundle_are_adopted() {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let own = params.self_signed(&key).unwrap();
-    let second = open(made().path()).unwrap().bundle;
+    let second = open(made().path()).unwrap().bundle();
     fs::write(dir.path().join(KEY_FILE), key.serialize_pem()).unwrap();
     chmod(&dir.path().join(KEY_FILE), 0o600);
     fs::write(dir.path().join(CERT_FILE), format!("{}{second}", own.pem())).unwrap();
     let root = open(dir.path()).unwrap();
     assert_eq!(root.cert, *own.der());
-    assert_eq!(root.bundle.matches("BEGIN CERTIFICATE").count(), 2);
+    assert_eq!(root.bundle().matches("BEGIN CERTIFICATE").count(), 2);
+}
+
+#[test]
+fn a_plugged_in_signer_comes_first() {
+    let dir = made();
+    let own = open(dir.path()).unwrap().cert;
+    let plugged = Material::self_signed("plugged", Duration::days(1), now()).unwrap();
+    let folder = dir.path().join(CACERTS);
+    fs::create_dir(&folder).unwrap();
+    assert_eq!(open(dir.path()).unwrap().cert, own, "an empty folder is none");
+    for (name, content) in plugged.entries() {
+        fs::write(folder.join(&name), content).unwrap();
+        chmod(&folder.join(&name), 0o600);
+    }
+    assert_eq!(open(dir.path()).unwrap().cert, plugged.signer(now()).unwrap().cert);
+    chmod(&folder.join(CA_KEY), 0o644);
+    assert!(matches!(open(dir.path()), Err(RootError::Permissions { .. })));
+    chmod(&folder.join(CA_KEY), 0o600);
+    fs::remove_file(folder.join(CA_CERT)).unwrap();
+    let text = open(dir.path()).err().unwrap().to_string();
+    assert!(text.contains("cacerts") && text.contains("ca-cert.pem is missing"), "{text}");
+}
+
+#[test]
+fn a_pair_is_replaced_so_that_a_crash_anywhere_leaves_one_that_works() {
+    let dir = made();
+    let next = Material::self_signed("cluster.local", LIFETIME, now()).unwrap();
+    // As after a crash before the key, and before the last write.
+    let both = format!("{}{}", fs::read_to_string(dir.path().join(CERT_FILE)).unwrap(), next.cert);
+    publish(dir.path(), &both).unwrap();
+    assert_eq!(open(dir.path()).unwrap().roots.len(), 2);
+    overwrite(&dir.path().join(KEY_FILE), next.key.as_bytes(), 0o600).unwrap();
+    let signer = open(dir.path()).unwrap();
+    assert_eq!((signer.id(), signer.roots.len()), (next.signer(now()).unwrap().id(), 2));
+
+    replace(dir.path(), &next).unwrap();
+    let signer = open(dir.path()).unwrap();
+    assert_eq!((signer.id(), signer.roots.len()), (next.signer(now()).unwrap().id(), 1));
+    assert_eq!(mode(&dir.path().join(KEY_FILE)), 0o600);
 }

@@ -9,10 +9,10 @@ use tonic::Code;
 
 use super::*;
 use crate::ca::authn::Authenticator;
+use crate::ca::authority;
 use crate::ca::issuer::Lifetimes;
 use crate::ca::jwt::JwtAuthenticator;
 use crate::ca::pods::{self, PodFacts};
-use crate::ca::root::Root;
 use crate::metrics::Metrics;
 use crate::test_support::{ISSUER, Signer, claims, from_base64, write_jwks};
 
@@ -116,19 +116,22 @@ async fn the_recorded_calls_get_the_recorded_answers() {
         [("istio-system", "ztunnel-x", "z1", "ztunnel"), ("amb", "server-x", "s1", "server")]
     {
         let (uid, service_account, node) = (uid.into(), account.into(), "node1".into());
-        writer.upsert(namespace, name, PodFacts { uid, service_account, node, failed: false });
+        writer.upsert(namespace, name, PodFacts { uid, service_account, node, ..PodFacts::default() });
     }
     let now = OffsetDateTime::now_utc();
     let seconds = std::time::Duration::from_secs;
     let lifetimes = Lifetimes { default: seconds(86_400), max: seconds(90 * 86_400) };
-    let root = Root::open(&dir.path().join("data"), "cluster.local", now).unwrap();
-    let issuer = Issuer::new(root, lifetimes).unwrap();
+    let root = crate::ca::root::open(&dir.path().join("data"), "cluster.local", now).unwrap();
+    let authority = authority::Authority::new(authority::Active::plain(&root, lifetimes, now).unwrap());
+    let issuer = authority.load().issuer.clone();
     let jwt = JwtAuthenticator::new(ISSUER.into(), vec!["istio-ca".into()], jwks);
-    let authenticators = Authenticators::new(vec![Authenticator::Jwt(jwt)], table.clone(), "Kubernetes".into());
+    let authenticators =
+        Authenticators::new(vec![Authenticator::Jwt(jwt)], table.clone(), "Kubernetes".into(), "cluster.local".into());
     let trusted = [("istio-system".to_owned(), "ztunnel".to_owned())];
     let mut registry = Registry::default();
     let service = CertificateService::new(
-        issuer.clone(),
+        authority,
+        Ledger::default(),
         Arc::new(authenticators),
         NodeAuthorizer::new(trusted, "cluster.local".into(), table),
         "cluster.local",
