@@ -15,6 +15,7 @@ fn request(query: &[(&str, &str)]) -> Request {
         path: String::new(),
         query: query.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect::<BTreeMap<_, _>>(),
         headers: HeaderMap::new(),
+        peer: None,
     }
 }
 
