@@ -13,6 +13,7 @@
 //! - Every caller is authenticated, on every port that hands out resources or certificates.
 //! - `index` and `translate` are pure, so that the command line can analyze manifests with them.
 
+pub mod analyze;
 pub mod app;
 pub mod ca;
 pub mod config;

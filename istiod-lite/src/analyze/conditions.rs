@@ -1,0 +1,56 @@
+//! From a condition that says no to a code.
+
+use aquifer_objects::crds::{Action, PolicyCondition};
+use aquifer_objects::{Object, ObjectKey};
+
+use super::codes::{self, Code};
+use super::{Finding, codes::OTHER};
+use crate::translate::status::{ACCEPTED, DEPRECATED, NO_EFFECT, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
+
+/// What is to be said of a condition; nothing of one that says that all is well.
+pub(super) fn finding(key: &ObjectKey, object: Option<&Object>, condition: &PolicyCondition) -> Option<Finding> {
+    let code = code(object, condition)?;
+    Some(Finding { code, object: key.clone(), message: condition.message.clone() })
+}
+
+fn code(object: Option<&Object>, condition: &PolicyCondition) -> Option<&'static Code> {
+    let yes = condition.status == "True";
+    match (condition.type_.as_str(), yes, condition.reason.as_str()) {
+        (NO_EFFECT, yes, _) => yes.then_some(codes::FIELD_WITHOUT_EFFECT),
+        (DEPRECATED, yes, _) => yes.then_some(codes::DEPRECATED_FIELD),
+        ("istio.io/WaypointMissing", yes, _) => yes.then_some(codes::NO_WAYPOINT),
+        ("istio.io/WaypointBound", true, _) => {
+            condition.message.contains("Canary waypoint not attached").then_some(codes::CANARY_NOT_BOUND)
+        }
+        ("istio.io/WaypointBound", false, _) => Some(codes::WAYPOINT_NOT_BOUND),
+        // Who sees a ServiceEntry is an administrator's decision, not a mistake.
+        ("istio.io/VisibilityApplied", ..) => None,
+        (ZTUNNEL_ACCEPTED, true, "UnsupportedValue") => Some(codes::PARTLY_ENFORCED),
+        (ZTUNNEL_ACCEPTED, false, _) => Some(not_enforced(object)),
+        (_, true, _) => None,
+        (ACCEPTED | WAYPOINT_ACCEPTED, false, reason) => Some(refused(&condition.type_, object, reason)),
+        _ => Some(OTHER),
+    }
+}
+
+fn not_enforced(object: Option<&Object>) -> &'static Code {
+    match object {
+        Some(Object::AuthorizationPolicy(policy)) if policy.spec.action == Action::Deny => codes::UNENFORCEABLE_DENY,
+        _ => codes::POLICY_NOT_ENFORCED,
+    }
+}
+
+fn refused(type_: &str, object: Option<&Object>, reason: &str) -> &'static Code {
+    let is_route = object.is_some_and(|object| object.kind().group() == "gateway.networking.k8s.io");
+    match reason {
+        "NotSupported" if type_ == ACCEPTED && !is_route => codes::NOT_SUPPORTED,
+        "NotSupported" => codes::NOT_YET,
+        "NoWaypoint" | "AncestorNotBound" => codes::NO_WAYPOINT,
+        "UnknownHost" => codes::UNKNOWN_HOST,
+        "TargetNotFound" | "BackendNotFound" => codes::TARGET_NOT_FOUND,
+        "NoHosts" => codes::NO_HOSTS,
+        "HostConflict" => codes::HOST_CONFLICT,
+        "Invalid" | "PartiallyInvalid" => codes::INVALID_TARGET,
+        _ => OTHER,
+    }
+}
