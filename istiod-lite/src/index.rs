@@ -301,8 +301,7 @@ impl Index {
 
     fn discovers(&self, namespace: &str) -> bool {
         // Without selectors there is nothing to look up.
-        self.mesh.discovery.is_empty()
-            || self.mesh.discovers(namespace, &self.objects.space(namespace).facts().labels)
+        self.mesh.discovery.is_empty() || self.mesh.discovers(namespace, &self.objects.space(namespace).facts().labels)
     }
 
     fn key(&mut self, namespace: &str, name: &str) -> Key {

@@ -148,6 +148,8 @@ impl Index {
         let gateways: Vec<Key> = self.objects.gateways.keys().cloned().collect();
         for key in gateways {
             self.gateway_changed(&key);
+            // It names identities, and so the trust domain.
+            self.dirty.insert(Item::AllowWaypoint(key));
         }
         self.dirty.extend(self.objects.others.keys().cloned().map(Item::Other));
     }

@@ -188,7 +188,8 @@ pub fn of_service_entry(
     mesh: &Mesh,
 ) -> Vec<PolicyCondition> {
     let mut made: Vec<PolicyCondition> = Vec::new();
-    let conflicts: Vec<String> = lost.iter().map(|(host, winner)| format!("{host} is that of {winner} already")).collect();
+    let conflicts: Vec<String> =
+        lost.iter().map(|(host, winner)| format!("{host} is that of {winner} already")).collect();
     let conflict = format!("{}: use another host, or delete one of the two", conflicts.join(", "));
     let exported = "exportTo has no effect in ambient mode: all of the mesh sees these hosts. \
                     To restrict that, set serviceEntryVisibility in the MeshConfig.";
