@@ -41,7 +41,7 @@ pub struct Leadership {
 
 #[derive(Debug)]
 enum Store {
-    Lease(Lease<Stored>),
+    Lease(Box<Lease<Stored>>),
     Folder(FileLock),
 }
 
@@ -53,7 +53,7 @@ impl Leadership {
             Source::Folder(folder) => Store::Folder(FileLock::new(folder.root(), name)),
             Source::Cluster(cluster) => {
                 let rest: Rest = cluster.rest();
-                Store::Lease(Lease::new(Stored::new(rest, namespace, name), identity))
+                Store::Lease(Box::new(Lease::new(Stored::new(rest, namespace, name), identity)))
             }
         };
         let (leading, receiver) = watch::channel(false);

@@ -1,6 +1,6 @@
 //! Writing as one field manager, into a folder or to an API server.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -172,7 +172,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn io_message(path: &PathBuf, error: &std::io::Error) -> String {
+fn io_message(path: &Path, error: &std::io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 

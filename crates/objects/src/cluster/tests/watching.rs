@@ -158,7 +158,7 @@ async fn after_410_the_difference_is_told_and_nothing_else() {
     fake.put(PODS, pod("comes", "web"));
     fake.compact();
     fake.come_back();
-    let mut events = vec![next(&mut watch).await, next(&mut watch).await, next(&mut watch).await];
+    let mut events = [next(&mut watch).await, next(&mut watch).await, next(&mut watch).await];
     events.sort_by_key(|event| match event {
         Event::Applied(object) => object.name().to_owned(),
         Event::Deleted(key) => key.name.to_string(),
