@@ -15,13 +15,13 @@ fn sample(schema: &Value, turn: usize) -> Value {
         return values[turn % values.len()].clone();
     }
     if schema["x-kubernetes-int-or-string"] == true {
-        return if turn % 2 == 0 { json!(7) } else { json!("7") };
+        return if turn.is_multiple_of(2) { json!(7) } else { json!("7") };
     }
     match schema["type"].as_str() {
         Some("string") => json!(format!("text{turn}")),
         Some("integer") => json!(schema["minimum"].as_i64().unwrap_or(0) + 1),
         Some("number") => json!(1.5),
-        Some("boolean") => json!(turn % 2 == 0),
+        Some("boolean") => json!(turn.is_multiple_of(2)),
         Some("array") => json!([sample(&schema["items"], turn), sample(&schema["items"], turn + 1)]),
         _ => {
             let mut fields = Map::new();
