@@ -50,14 +50,15 @@ async fn pods_live_and_die_as_the_api_server_says() {
         if pod.ready { Ok(pod) } else { Err(pod.message) }
     })
     .await;
-    let found = lab.objects(&[Kind::Pod, Kind::EndpointSlice, Kind::Service, Kind::ServiceAccount]).await.expect("objects");
+    let found =
+        lab.objects(&[Kind::Pod, Kind::EndpointSlice, Kind::Service, Kind::ServiceAccount]).await.expect("objects");
     let of_pod = found.iter().find(|object| object.kind() == Kind::Pod && object.name() == "alone").expect("the pod");
     assert_eq!(of_pod.meta().uid.as_deref(), Some(alone.uid.as_str()));
     assert!(found.iter().any(|object| object.kind() == Kind::ServiceAccount && object.namespace() == "shop"));
     eventually("the Service's endpoints are its ready pods", Duration::from_secs(2), async || {
         let objects = lab.objects(&[Kind::EndpointSlice]).await.map_err(|error| error.to_string())?;
         let ready = objects.iter().filter(|object| object.namespace() == "shop").map(|object| match object {
-            Object::EndpointSlice(slice) => slice.endpoints.len(),
+            Object::EndpointSlice(slice) => slice.endpoints.iter().flatten().count(),
             _ => 0,
         });
         let ready: usize = ready.sum();
@@ -74,7 +75,8 @@ async fn pods_live_and_die_as_the_api_server_says() {
         if left { Err("it is there".to_owned()) } else { Ok(()) }
     })
     .await;
-    let refused = lab.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: UPPER, namespace: shop}\nspec: {containers: []}\n");
+    let refused =
+        lab.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: UPPER, namespace: shop}\nspec: {containers: []}\n");
     let refused = refused.await.expect_err("a name that no pod may have").to_string();
     assert!(refused.contains("UPPER") || refused.contains("name"), "{refused}");
 

@@ -41,10 +41,8 @@ impl Programs {
     /// # Errors
     /// The one that is missing, and how to come by it.
     pub fn find() -> Result<Self> {
-        let etcd = find_program("etcd").ok_or_else(|| LabError::Missing {
-            program: "etcd".to_owned(),
-            package: "etcd-server".to_owned(),
-        })?;
+        let etcd = find_program("etcd")
+            .ok_or_else(|| LabError::Missing { program: "etcd".to_owned(), package: "etcd-server".to_owned() })?;
         let api_server = folder().join("kube-apiserver");
         if !api_server.is_file() {
             return Err(LabError::NoApiServer(api_server.display().to_string()));
@@ -105,9 +103,8 @@ impl ApiServerPlan {
         fs::create_dir_all(folder.join("etcd")).during(|| format!("making {}", folder.display()))?;
         let authority = Authority::new()?;
         let plan = Self { folder, listen, authority };
-        let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-            .map(str::to_owned)
-            .into();
+        let mut names: Vec<String> =
+            ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned).into();
         names.push("kubernetes.default.svc.cluster.local".to_owned());
         names.push(plan.listen.address.to_string());
         names.extend(plan.listen.names.iter().cloned());

@@ -194,6 +194,8 @@ fn istiod(shared: &Shared) -> Result<NewPod> {
         env.push(("JWT_AUDIENCES", AUDIENCE.to_owned()));
     }
     let command = binary("istiod-lite", &mut mounts)?;
+    let mut variables = with(&env, &shared.options.istiod_env);
+    variables.extend(of_the_pod(&[POD_NAME, POD_NAMESPACE]));
     let spec = Spec {
         name: format!("istiod-{}", name_suffix()),
         app: "istiod",
@@ -201,7 +203,7 @@ fn istiod(shared: &Shared) -> Result<NewPod> {
         node: &shared.nodes()[0].name,
         container: "discovery",
         command,
-        env: with(&env, &shared.options.istiod_env),
+        env: variables,
         probe: ("/ready", 8080),
         grace: 5,
         host_network: false,
@@ -274,11 +276,7 @@ fn ztunnel(shared: &Shared, node: &str, more: &[(String, String)]) -> Result<New
     let mut all = shared.options.ztunnel_env.clone();
     all.extend(more.iter().cloned());
     let mut variables = with(&env, &all);
-    for (name, field) in
-        [("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace"), ("INSTANCE_IP", "status.podIP")]
-    {
-        variables.push(json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}));
-    }
+    variables.extend(of_the_pod(&[POD_NAME, POD_NAMESPACE, ("INSTANCE_IP", "status.podIP")]));
     let spec = Spec {
         name: format!("ztunnel-{}", name_suffix()),
         app: "ztunnel",
@@ -409,6 +407,16 @@ fn with(env: &[(&str, String)], more: &[(String, String)]) -> Vec<Value> {
     let own = env.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
     let all = own.chain(more.iter().cloned());
     all.map(|(name, value)| json!({"name": name, "value": value})).collect()
+}
+
+const POD_NAME: (&str, &str) = ("POD_NAME", "metadata.name");
+const POD_NAMESPACE: (&str, &str) = ("POD_NAMESPACE", "metadata.namespace");
+
+/// Variables that a kubelet takes from the pod itself.
+fn of_the_pod(fields: &[(&str, &str)]) -> Vec<Value> {
+    let variable =
+        |(name, field): &(&str, &str)| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}});
+    fields.iter().map(variable).collect()
 }
 
 pub(super) fn name_suffix() -> String {

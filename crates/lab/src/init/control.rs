@@ -250,12 +250,10 @@ fn is_applied(shared: &Shared, namespace: &str, name: &str) -> bool {
         Object::Deployment(deployment) => deployment.spec.replicas != Some(0),
         _ => true,
     };
-    [Kind::Deployment, Kind::Pod]
-        .iter()
-        .any(|kind| {
-            let found = Handle::current().block_on(store.get(&ObjectKey::new(*kind, namespace, name)));
-            found.ok().flatten().is_some_and(wants_pods)
-        })
+    [Kind::Deployment, Kind::Pod].iter().any(|kind| {
+        let found = Handle::current().block_on(store.get(&ObjectKey::new(*kind, namespace, name)));
+        found.ok().flatten().is_some_and(wants_pods)
+    })
 }
 
 /// The network alone; files stay the machine's.

@@ -35,9 +35,8 @@ pub(super) fn nodes(shared: &Arc<Shared>) -> Result<Vec<Node>> {
 
 /// The cluster's own objects.
 pub(super) async fn objects(shared: &Shared) -> Result<()> {
-    let apply = async |object: Value| {
-        shared.store().apply(object).await.map_err(|error| LabError::Start(error.to_string()))
-    };
+    let apply =
+        async |object: Value| shared.store().apply(object).await.map_err(|error| LabError::Start(error.to_string()));
     for name in NAMESPACES {
         apply(namespace(name)).await?;
         apply(service_account(name, "default")).await?;

@@ -247,7 +247,6 @@ async fn write_statuses(rest: Rest, mut statuses: mpsc::UnboundedReceiver<(Objec
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
