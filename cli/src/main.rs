@@ -5,12 +5,16 @@
 //!   aquifer lab …    a cluster in network namespaces of this machine
 //!   aquifer bench    what the mesh costs, against no mesh and against sidecars
 //!   aquifer waypoint …  make, show and remove waypoints
+//!   aquifer analyze  what is wrong with manifests, or with what a cluster holds
+//!   aquifer status   who is connected to the control plane, and how far
 //! ```
 //! One file a subcommand. Errors are one line that says what to do.
 
+mod analyze;
 mod bench;
 mod demo;
 mod lab;
+mod status;
 mod waypoint;
 
 use std::io::ErrorKind;
@@ -44,6 +48,10 @@ enum Command {
     Bench(aquifer_perf::BenchOptions),
     /// Make, show and remove waypoints
     Waypoint(waypoint::Command),
+    /// Find what is wrong with manifests, or with what a cluster holds
+    Analyze(analyze::Command),
+    /// Show who is connected to the control plane, and how far each proxy is with it
+    Status(status::Command),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +64,8 @@ fn main() -> ExitCode {
         Command::Lab(command) => lab::run(command),
         Command::Bench(options) => bench::command(options),
         Command::Waypoint(command) => waypoint::run(&command),
+        Command::Analyze(command) => analyze::run(&command),
+        Command::Status(command) => status::run(&command),
     };
     match result {
         Ok(code) => ExitCode::from(code),

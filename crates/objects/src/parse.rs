@@ -58,6 +58,56 @@ pub fn parse_manifest(file: &Path, text: &str) -> Result<Vec<Object>, ManifestEr
     Ok(objects)
 }
 
+/// One object of a text that may hold others which cannot be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The line where its document begins, counted from 1.
+    pub line: usize,
+    /// The object, or why there is none.
+    pub object: Result<Object, Unread>,
+}
+
+/// Why a document gives no object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Unread {
+    /// It is of a kind that the mesh does not read.
+    Foreign {
+        /// Its `apiVersion`.
+        api_version: String,
+        /// Its `kind`.
+        kind: String,
+    },
+    /// It is wrong.
+    Wrong(ManifestError),
+}
+
+/// Reads what can be read of a manifest, document by document, and says what cannot. Lists are taken apart.
+pub fn parse_each(file: &Path, text: &str) -> Vec<Found> {
+    let mut found = Vec::new();
+    for document in split(text) {
+        let blank = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#');
+        let line = document.lines_before + document.text.lines().take_while(blank).count() + 1;
+        let objects = match document.value(file) {
+            Ok(None) => Vec::new(),
+            Ok(Some(value)) if value["kind"] == "List" && value["items"].is_array() => {
+                let items = value["items"].as_array().cloned().unwrap_or_default();
+                items.into_iter().map(|item| document.found(file, item)).collect()
+            }
+            Ok(Some(value)) => vec![document.found(file, value)],
+            Err(error) => vec![Err(Unread::Wrong(error))],
+        };
+        found.extend(objects.into_iter().map(|object| Found { line, object }));
+    }
+    found
+}
+
+/// Whether nobody expects the mesh to read objects of the kind. A kind of Istio's that isn't known is misspelt.
+fn is_foreign(api_version: &str, kind: &str) -> bool {
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    let known = Kind::ALL.iter().any(|known| known.group() == group && known.manifest_name() == kind);
+    !known && !group.ends_with(".istio.io")
+}
+
 /// Reads one object from JSON, as an API server sends it: that it is valid is the server's affair.
 pub fn parse_object(mut value: Value) -> Result<Object, ManifestError> {
     fill_in(&mut value);
@@ -127,6 +177,17 @@ impl Document<'_> {
         }
         fill_in(&mut value);
         Ok(Some(value))
+    }
+
+    fn found(&self, file: &Path, mut value: Value) -> Result<Object, Unread> {
+        fill_in(&mut value);
+        let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        if !api_version.is_empty() && !kind.is_empty() && is_foreign(&api_version, &kind) {
+            return Err(Unread::Foreign { api_version, kind });
+        }
+        let object = self.key(file, &value).and_then(|key| self.typed(file, &key, &value));
+        object.map_err(Unread::Wrong)
     }
 
     /// What the document's object is called.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::IstioStatus;
 
+/// A workload that is no pod.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "networking.istio.io",
@@ -24,24 +25,31 @@ use super::IstioStatus;
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.address) || has(self.network)", "message": "Address is required"}, {"rule": r#"(has(self.address) ? self.address : "").startsWith("unix://") ? !has(self.ports) : true"#, "message": "UDS may not include ports"}]))]
 pub struct WorkloadEntrySpec {
+    /// The address or host name; or `unix:///` and a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 256, "x-kubernetes-validations" = [{"rule": r#"self.startsWith("unix://") ? (self.substring(7, 8) == "/" || self.substring(7, 8) == "@") : true"#, "message": "UDS must be an absolute path or abstract socket"}, {"rule": r#"self.startsWith("unix://") ? !self.endsWith("/") : true"#, "message": "UDS may not be a dir"}]))]
     pub address: Option<String>,
+    /// The labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 256))]
     pub labels: BTreeMap<String, String>,
+    /// `region/zone/subzone`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 2048))]
     pub locality: Option<String>,
+    /// The network; empty for the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 2048))]
     pub network: Option<String>,
+    /// The numbers of ports, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 128, "x-kubernetes-validations" = [{"rule": r#"self.all(key, size(key) < 63 && key.matches("^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$"))"#, "message": "port name must be valid"}], "additionalProperties" = {"maximum": u32::MAX, "minimum": 0, "type": "integer", "x-kubernetes-validations": [{"message": "port must be between 1-65535", "rule": "0 < self && self <= 65535"}]}))]
     pub ports: BTreeMap<String, u32>,
+    /// The service account that it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 253))]
     pub service_account: Option<String>,
+    /// The share, in relation to the others'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
 }

@@ -131,4 +131,8 @@ fn every_field_of_istio_is_either_read_or_listed() {
     // The number of MeshConfig's fields in Istio 1.31.
     assert_eq!(fields::WITHOUT_EFFECT.len() + 10, 50);
     assert!(fields::WITHOUT_EFFECT.is_sorted());
+    let page = include_str!("../../../../docs/compatibility.md");
+    for field in fields::WITHOUT_EFFECT {
+        assert!(page.contains(&format!("`{field}`")), "docs/compatibility.md doesn't say that {field} has no effect");
+    }
 }

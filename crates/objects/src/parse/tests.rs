@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use super::parse_manifest;
+use super::{Unread, parse_each, parse_manifest};
 use crate::kinds::{Kind, Object};
 
 fn error_of(text: &str) -> String {
@@ -55,4 +55,30 @@ fn errors_name_file_line_and_field() {
         let error = error_of(&text);
         assert!(error.starts_with(start) && error.contains(part), "{error}\nexpected {start} … {part}\nfor\n{text}");
     }
+}
+
+#[test]
+fn each_document_is_read_for_itself() {
+    let text = "# one\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: b}\n---\nkind: [\n---\n---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ServiceAccount\n  metadata: {name: c}\n- apiVersion: example.org/v1\n  kind: Thing\n---\napiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: d}\n---\napiVersion: v1\nkind: Pod\nmetadata: {}\n";
+    let found = parse_each(Path::new("x.yaml"), text);
+    let told: Vec<String> = found
+        .iter()
+        .map(|found| match &found.object {
+            Ok(object) => format!("{} {}", found.line, object.key()),
+            Err(Unread::Foreign { api_version, kind }) => format!("{} foreign {api_version} {kind}", found.line),
+            Err(Unread::Wrong(error)) => format!("{} wrong {}", found.line, error.field),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "2 Namespace/a",
+            "6 foreign apps/v1 StatefulSet",
+            "10 wrong ",
+            "13 ServiceAccount/default/c",
+            "13 foreign example.org/v1 Thing",
+            "22 wrong kind",
+            "26 wrong metadata.name"
+        ]
+    );
 }
