@@ -2,16 +2,20 @@
 //!
 //! ```text
 //!   lay      policy rules, routes (without effect so far) → tables, in one transaction
+//!   release  redirects only: what comes from now on goes past the proxy
 //!   remove   tables, in one transaction → routes, policy rules
 //! ```
 //!
-//! Both may be repeated at any time: laying over what is there leaves no gap, removing what is gone is fine.
+//! What is redirected already hangs on the tables: with the last NAT chain of a namespace the kernel stops translating
+//! open connections too, and neither end hears of it. So the proxy ends them between `release` and `remove`.
+//!
+//! All may be repeated at any time: laying over what is there leaves no gap, removing what is gone is fine.
 
 use crate::netlink::nft;
 use crate::netlink::route::{Ip, LocalDefault};
 use crate::netlink::socket::{Family, NetlinkError, Socket};
-use crate::rules::pod::{PodRules, RETURN_RULE, RETURN_TABLE, TABLES};
-use crate::rules::{Table, encode, fingerprint};
+use crate::rules::pod::{NAT, PodRules, RETURN_RULE, RETURN_TABLE, TABLES};
+use crate::rules::{Table, encode, fingerprint, pod};
 use std::path::Path;
 
 /// Lays the rules, or puts them right.
@@ -41,6 +45,12 @@ pub fn missing(rules: &PodRules) -> Result<Vec<String>, NetlinkError> {
         }
     }
     Ok(missing)
+}
+
+/// Has nothing new redirected. What is redirected already stays so, until [`remove`].
+pub fn release() -> Result<(), NetlinkError> {
+    let standing = standing_tables()?.into_iter().find(|table| *table == NAT);
+    standing.map_or(Ok(()), |_| encode::replace(&[pod::without_redirects()], &[]).commit_here())
 }
 
 /// Takes away all that [`lay`] ever lays.

@@ -66,7 +66,8 @@ pub trait Effects: Send + Sync + 'static {
     fn admit_probes(&self, pod: &PodId, ips: &[IpAddr]) -> impl Future<Output = Result<(), String>> + Send;
     /// Writes our annotations.
     fn mark(&self, pod: &PodId, marks: &Marks) -> impl Future<Output = Result<(), String>> + Send;
-    /// Removes the rules from the pod, which runs on.
+    /// Removes the rules from the pod, which runs on: first what captures, then, when the proxies have ended what they
+    /// have of it, the rest.
     fn remove_rules(&self, pod: &PodId) -> impl Future<Output = Result<(), String>> + Send;
     /// Takes the pod from the proxies, the probe set and the agent's memory.
     fn forget(&self, pod: &PodId) -> impl Future<Output = Result<(), String>> + Send;
@@ -211,6 +212,10 @@ impl Effects for Node {
         };
         let Some(netns) = netns else { return Ok(()) };
         let own = record.filter(|record| record.netns == netns.id()).and_then(|record| record.tcp_migrate_req);
+        let released = netns.enter(|| redirection::release().map_err(io::Error::other)).await;
+        released.and_then(|result| result).map_err(|error| error.to_string())?;
+        // It ends what it has of the pod, as long as both ends can hear of it. If it doesn't, `forget` says so.
+        let _ = self.zds.del(&pod.uid).await;
         let removed = netns.enter(move || {
             redirection::remove().map_err(io::Error::other)?;
             if let Some(Err(error)) = own.map(|value| migrate_req::restore(&value)) {

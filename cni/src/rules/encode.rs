@@ -5,6 +5,10 @@ use crate::netlink::expr::{Compare, Conntrack, Expr, Header, Meta, NFPROTO_IPV4,
 use crate::netlink::nft::{Batch, SetKey, octets};
 use std::net::IpAddr;
 
+/// Where TCP's header has its flags (RFC 9293, 3.1), and the one that begins a connection.
+const TCP_FLAGS: u32 = 13;
+const SYN: u8 = 0x02;
+
 /// A transaction that puts these tables in place of whatever stands under their names, and makes sure that the
 /// `absent` ones are not there.
 pub fn replace(tables: &[Table], absent: &[&str]) -> Batch {
@@ -68,6 +72,11 @@ fn encode_match(condition: &Match, exprs: &mut Vec<Expr>) {
         Match::Port(port) => self::port(*port, End::Destination, Equal, exprs),
         Match::PortNot(port) => self::port(*port, End::Destination, Different, exprs),
         Match::SourcePort(port) => self::port(*port, End::Source, Equal, exprs),
+        Match::NoSyn => exprs.extend([
+            Expr::Load { header: Header::Transport, offset: TCP_FLAGS, length: 1 },
+            Expr::Bitwise { mask: vec![SYN], xor: vec![0] },
+            Expr::Cmp(Equal, vec![0]),
+        ]),
         Match::Mark(mark) => marked(Expr::LoadMeta(Meta::Mark), *mark, Equal, exprs),
         Match::MarkNot(mark) => marked(Expr::LoadMeta(Meta::Mark), *mark, Different, exprs),
         Match::ConnectionMark(mark) => marked(Expr::LoadConntrack(Conntrack::Mark), *mark, Equal, exprs),

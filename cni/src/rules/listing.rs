@@ -63,8 +63,8 @@ impl Display for Rule {
         while let Some(condition) = matches.next() {
             if let Match::Protocol(found) = condition {
                 protocol = *found;
-                // nft folds the protocol into a following port match.
-                if matches.peek().is_some_and(|next| next.is_port()) {
+                // nft folds the protocol into a following match of its header.
+                if matches.peek().is_some_and(|next| next.is_of_the_header()) {
                     continue;
                 }
             }
@@ -76,8 +76,8 @@ impl Display for Rule {
 }
 
 impl Match {
-    fn is_port(&self) -> bool {
-        matches!(self, Self::Port(_) | Self::PortNot(_) | Self::SourcePort(_))
+    fn is_of_the_header(&self) -> bool {
+        matches!(self, Self::Port(_) | Self::PortNot(_) | Self::SourcePort(_) | Self::NoSyn)
     }
 
     fn list(&self, protocol: Protocol, out: &mut Formatter<'_>) -> fmt::Result {
@@ -93,6 +93,7 @@ impl Match {
             Self::Port(port) => write!(out, "{protocol} dport {port}"),
             Self::PortNot(port) => write!(out, "{protocol} dport != {port}"),
             Self::SourcePort(port) => write!(out, "{protocol} sport {port}"),
+            Self::NoSyn => write!(out, "{protocol} flags & syn == 0x0"),
             Self::Mark(Mark { value, mask }) => write!(out, "meta mark & 0x{mask:08x} == 0x{value:08x}"),
             Self::MarkNot(Mark { value, mask }) => write!(out, "meta mark & 0x{mask:08x} != 0x{value:08x}"),
             Self::ConnectionMark(Mark { value, mask }) => write!(out, "ct mark & 0x{mask:08x} == 0x{value:08x}"),

@@ -84,6 +84,8 @@ pub enum Match {
     PortNot(u16),
     /// From this port. Stands after [`Match::Protocol`].
     SourcePort(u16),
+    /// Begins no connection: without SYN. Stands after [`Match::Protocol`], which is TCP.
+    NoSyn,
     /// The packet mark is this.
     Mark(Mark),
     /// The packet mark is not this.

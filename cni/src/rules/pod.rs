@@ -121,7 +121,7 @@ impl PodRules {
     }
 
     fn prerouting(&self) -> Vec<Rule> {
-        let mut rules = Vec::new();
+        let mut rules = vec![open_before()];
         for interface in &self.virtual_interfaces {
             let by_interface = Match::InputInterface(interface.clone());
             rules.push(Rule::new(
@@ -149,6 +149,7 @@ impl PodRules {
     fn output(&self) -> Vec<Rule> {
         let probes = self.probe_addresses;
         let mut rules = vec![
+            open_before(),
             Rule::new("answers to probes, IPv4", [TCP, Match::Destination(probes.v4.into())], Action::Accept),
             Rule::new("answers to probes, IPv6", [TCP, Match::Destination(probes.v6.into())], Action::Accept),
         ];
@@ -180,6 +181,18 @@ impl PodRules {
         }
         rules
     }
+}
+
+/// Connections that were open before the rules stay as they were. Conntrack takes the first packet that it sees for the
+/// first of a connection, whichever it is and whoever sent it: redirected, its answer would never reach the other end.
+fn open_before() -> Rule {
+    Rule::new("open before", [TCP, Match::NoSyn], Action::Accept)
+}
+
+/// The table with the redirects, with none.
+pub fn without_redirects() -> Table {
+    let chains = hooked(HookKind::Nat, HookKind::Nat, PRIORITY_DSTNAT, Vec::new(), Vec::new());
+    Table { name: NAT, sets: Vec::new(), chains }
 }
 
 /// The proxy's own queries and a captured one may share all five of protocol, addresses and ports: a zone of
