@@ -1,8 +1,9 @@
 //! Throughput by number of workers, and how connections and bytes spread over them.
 //!
 //! ```text
-//!   a lab for each number of workers, side by side ─▶ works in rounds, the labs taking turns
-//!   the lab with most workers ─▶ 1, 4, 32, 512 connections, an elephant ─▶ ztunnel's metrics by worker
+//!   a lab for each number of workers, side by side
+//!   the one with most workers ─▶ 1, 4, 32 connections, an elephant, 512 connections ─▶ ztunnel's metrics by worker
+//!   all of them ─▶ works in rounds, the labs taking turns
 //! ```
 
 use std::collections::BTreeMap;
@@ -29,8 +30,8 @@ const SPREAD: [Work; 5] = [
     across("spread1", "1 connection", Kind::Http { connections: 1 }),
     across("spread4", "4 connections", Kind::Http { connections: 4 }),
     across("spread32", "32 connections", Kind::Http { connections: 32 }),
-    across("spread512", "512 connections", Kind::Http { connections: 512 }),
     across("spread-mice", "an elephant beside 1 000 requests/s", Kind::Mice { rate: 1000 }),
+    across("spread512", "512 connections", Kind::Http { connections: 512 }),
 ];
 
 const fn across(id: &'static str, title: &'static str, kind: Kind) -> Work {
@@ -79,11 +80,7 @@ pub(crate) async fn measure(options: &BenchOptions) -> Result<Results> {
         let options = BenchOptions { workers: Some(workers), ..options.clone() };
         beds.insert(workers, Bed::start(Mode::Ambient, &options).await?);
     }
-    let mut compared = Vec::new();
-    for work in works(options)? {
-        println!("\n{}: {}", work.id, work.title);
-        compared.push(compare(&beds, work, options, &mut results.failures).await);
-    }
+    // First: what opens tunnels shows only where few stand.
     let (workers, most) = beds.last_key_value().context("no number of workers")?;
     println!("\nspread over {workers} workers");
     let mut spreads = Vec::new();
@@ -92,6 +89,11 @@ pub(crate) async fn measure(options: &BenchOptions) -> Result<Results> {
             Ok(found) => spreads.extend(found),
             Err(error) => results.failures.push(format!("spread at {}: {error:#}", work.title)),
         }
+    }
+    let mut compared = Vec::new();
+    for work in works(options)? {
+        println!("\n{}: {}", work.id, work.title);
+        compared.push(compare(&beds, work, options, &mut results.failures).await);
     }
     for bed in beds.into_values() {
         bed.stop().await?;

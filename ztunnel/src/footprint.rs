@@ -14,7 +14,7 @@ use aquifer_runtime::Cancel;
 /// The first time, soon after the start.
 const FIRST: Duration = Duration::from_secs(2);
 /// From then on the time doubles up to this.
-const AT_MOST: Duration = Duration::from_secs(60);
+const AT_MOST: Duration = Duration::from_secs(10);
 
 /// Unmaps program text from time to time, until the drain.
 pub async fn give_back_text(cancel: Cancel) {
