@@ -7,6 +7,7 @@
 //!   aquifer waypoint …  make, show and remove waypoints
 //!   aquifer analyze  what is wrong with manifests, or with what a cluster holds
 //!   aquifer status   who is connected to the control plane, and how far
+//!   aquifer rotate-root  another root for the mesh, without a failed handshake
 //! ```
 //! One file a subcommand. Errors are one line that says what to do.
 
@@ -14,6 +15,7 @@ mod analyze;
 mod bench;
 mod demo;
 mod lab;
+mod rotate;
 mod status;
 mod waypoint;
 
@@ -52,6 +54,7 @@ enum Command {
     Analyze(analyze::Command),
     /// Show who is connected to the control plane, and how far each proxy is with it
     Status(status::Command),
+    RotateRoot(rotate::Command),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Waypoint(command) => waypoint::run(&command),
         Command::Analyze(command) => analyze::run(&command),
         Command::Status(command) => status::run(&command),
+        Command::RotateRoot(command) => rotate::run(&command),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! harness   servers that stop and start, objects from YAML, tokens, links that are cut
+//! ca        tokens that are reviewed, signers in Secrets, a rotation of two replicas
 //! gateways  waypoints, conflicts, status, leaders and revisions
 //! whole     istiod-lite as a process under its own RBAC, with a proxy that asks it
 //! lab       the lab on an API server (root); demo.rs, a target of its own, walks through the main job there
@@ -14,6 +15,7 @@
 
 #![allow(clippy::disallowed_methods)] // tests read the environment and spawn tasks of their own
 
+mod ca;
 mod gateways;
 mod harness;
 mod itself;
