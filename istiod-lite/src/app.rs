@@ -20,7 +20,7 @@ use crate::ca::{pods, start};
 use crate::config::{Config, ListenConfig, MeshConfig};
 use crate::debug;
 use crate::gateway;
-use crate::index::KINDS;
+use crate::index::watched;
 use crate::leader;
 use crate::metrics::Metrics;
 use crate::publish::Publish;
@@ -104,7 +104,9 @@ impl App {
         let addresses = listeners.addresses().context("cannot tell the listening addresses")?;
         let source = config.source.open().await.context(config.source.variable())?;
         source.register(&mut registry);
-        let watch = source.watch(KINDS).context(config.source.variable())?;
+        let watch = source
+            .watch_selected(watched(&config.mesh.root_namespace, &config.mesh.revision.config_map()))
+            .context(config.source.variable())?;
         let (pod_writer, pods) = pods::table();
         let ca = start::open(&config, &source, pods, metrics.ca).await?;
         let tls = ca.serving.server_config()?;
@@ -121,15 +123,17 @@ impl App {
         status.start(&source, leader.clone(), &tracker, &cancel);
         let (gateways, revision) = (gateway_settings(&config.mesh), config.mesh.revision.clone());
         gateway::start(&source, gateways, revision, status.clone(), leader.clone(), &tracker, &cancel);
-        let xds = XdsServer::new(
-            publisher.clone(),
-            Arc::new(XdsAuthenticator(Arc::clone(&ca.authenticators))),
-            xds_metrics,
-            tracker.clone(),
-            cancel.clone(),
-        );
-        let pages = debug::pages(&readiness, publisher.clone(), xds.clients());
-        pages.serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
+        let authenticate = Arc::new(XdsAuthenticator(Arc::clone(&ca.authenticators)));
+        let xds = XdsServer::new(publisher.clone(), authenticate.clone(), xds_metrics, tracker.clone(), cancel.clone());
+        let (configs, questions) = debug::configs();
+        let pages = debug::Pages {
+            publisher: publisher.clone(),
+            clients: xds.clients(),
+            authenticate: Some(authenticate),
+            configs: Some(configs),
+            expiries: ca.service.expiries(),
+        };
+        pages.into_server(&readiness).serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
         let clients = xds.clients();
         let certificates = IstioCertificateServiceServer::new(ca.service.clone());
         let services = Services { xds: xds.into_service(), ca: Some(certificates) };
@@ -142,6 +146,7 @@ impl App {
             drop(unready);
         };
         let publish = Publish::new(&config.mesh, pod_writer, publisher, status, metrics.push);
+        let publish = publish.with_questions(questions);
         let until = cancel.clone();
         tracker.spawn("publish", async move { publish.run(watch, synced, &until).await });
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "istiod-lite started");

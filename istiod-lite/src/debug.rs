@@ -66,12 +66,6 @@ impl Configs {
     }
 }
 
-/// The readiness pages, and the debug pages for this machine alone.
-pub fn pages(readiness: &Readiness, publisher: Publisher, clients: Clients) -> AdminServer {
-    let expiries = Expiries::default();
-    Pages { publisher, clients, authenticate: None, configs: None, expiries }.into_server(readiness)
-}
-
 impl Pages {
     /// As routes.
     pub fn into_server(self, readiness: &Readiness) -> AdminServer {
@@ -118,7 +112,7 @@ impl Pages {
         }
         if let Some(authenticate) = &self.authenticate {
             let headers = MetadataMap::from_headers(request.headers.clone());
-            if authenticate.authenticate(&headers, None, None).await.is_ok() {
+            if authenticate.authenticate(&headers, None, request.peer).await.is_ok() {
                 return None;
             }
         }

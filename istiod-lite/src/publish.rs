@@ -5,7 +5,7 @@
 //!                                                                      └──► conditions ──► StatusQueue
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_objects::crds::ServiceAddress;
@@ -14,11 +14,13 @@ use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
 use aquifer_runtime::Cancel;
 use aquifer_xds::resource::{Resource, ResourceSet};
 use aquifer_xds::server::Publisher;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::ca::pods::{PodFacts, PodWriter};
 use crate::config::MeshConfig;
 use crate::debounce::Debounce;
+use crate::debug::Question;
 use crate::index::{Change, Changes, Dirty, Index, Published, ResourceKind};
 use crate::metrics::{PushMetrics, type_label};
 use crate::revision::{DEFAULT, Revision};
@@ -39,12 +41,11 @@ pub struct Publish {
     synced: bool,
     revision: Revision,
     services: BTreeSet<Arc<str>>,
-    texts: BTreeSet<Arc<str>>,
-    texts_at_most: usize,
+    /// What users wrote for the mesh, for a debug page.
+    configs: BTreeMap<ObjectKey, Object>,
+    /// Who asks for it.
+    questions: Option<mpsc::Receiver<Question>>,
 }
-
-/// Fewer shared texts are not looked through for those of no use.
-const FEW_TEXTS: usize = 1024;
 
 impl Publish {
     /// A publisher of nothing yet.
@@ -80,9 +81,16 @@ impl Publish {
             synced: false,
             revision: config.revision.clone(),
             services: BTreeSet::new(),
-            texts: BTreeSet::new(),
-            texts_at_most: FEW_TEXTS,
+            configs: BTreeMap::new(),
+            questions: None,
         }
+    }
+
+    /// Answers a debug page.
+    #[must_use]
+    pub fn with_questions(mut self, questions: mpsc::Receiver<Question>) -> Self {
+        self.questions = Some(questions);
+        self
     }
 
     /// Follows `watch` until the drain. `when_synced` is called once, after the first publication.
@@ -95,6 +103,15 @@ impl Publish {
                 () = cancel.drained() => return,
                 () = sleep_until(due) => {
                     self.publish();
+                    continue;
+                }
+                question = asked(&mut self.questions) => {
+                    if let Some(question) = question {
+                        // Who has given up waiting needs no answer.
+                        let _ = question.send(self.configs.values().cloned().collect());
+                    } else {
+                        self.questions = None;
+                    }
                     continue;
                 }
                 event = watch.next() => event,
@@ -144,6 +161,9 @@ impl Publish {
     }
 
     fn remember(&mut self, object: &Object) {
+        if is_config(object.kind()) {
+            self.configs.insert(object.key(), object.clone());
+        }
         match object {
             Object::Pod(pod) => self.pods.upsert(object.namespace(), object.name(), PodFacts::of(pod)),
             _ if status::is_of_interest(object.kind()) => self.status.observed(object),
@@ -152,6 +172,7 @@ impl Publish {
     }
 
     fn forget(&mut self, key: &ObjectKey) {
+        self.configs.remove(key);
         match key.kind {
             Kind::Pod => self.pods.remove(&key.namespace, &key.name),
             kind if status::is_of_interest(kind) => self.status.forget(key),
@@ -183,10 +204,12 @@ impl Publish {
 
     fn change(&mut self, set: &mut ResourceSet, type_url: &str, changes: Vec<Change>) -> usize {
         let mut changed = 0;
+        // One copy for all of them.
+        let own: Arc<str> = set.of_type(type_url).map_or_else(|| type_url.into(), |of| Arc::clone(of.type_url()));
         for change in changes {
             changed += usize::from(match change {
                 Change::Upsert(name, published) => {
-                    let resource = self.resource(type_url, name, published);
+                    let resource = self.resource(Arc::clone(&own), name, published);
                     set.upsert(resource)
                 }
                 Change::Remove(name) => {
@@ -202,29 +225,14 @@ impl Publish {
         changed
     }
 
-    fn resource(&mut self, type_url: &str, name: Arc<str>, published: Published) -> Resource {
+    fn resource(&mut self, type_url: Arc<str>, name: Arc<str>, published: Published) -> Resource {
         if published.kind == ResourceKind::Service {
             self.services.insert(name.clone());
         }
         let Published { body, aliases, follows, node, .. } = published;
-        let resource = Resource::from_bytes(self.shared(type_url), name, body).with_aliases(aliases);
+        let resource = Resource::from_bytes(type_url, name, body).with_aliases(aliases);
         let resource = resource.with_follows(follows);
         if node.is_empty() { resource } else { resource.with_node(node) }
-    }
-
-    /// One copy of a text that many resources have: their type, node or service.
-    fn shared(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.texts.get(text) {
-            return Arc::clone(known);
-        }
-        // Nodes and services come and go, far fewer than pods: those that nobody has any more are let go together.
-        if self.texts.len() >= self.texts_at_most {
-            self.texts.retain(|text| Arc::strong_count(text) > 1);
-            self.texts_at_most = (2 * self.texts.len()).max(FEW_TEXTS);
-        }
-        let text: Arc<str> = text.into();
-        self.texts.insert(Arc::clone(&text));
-        text
     }
 
     /// What the translation has to say of what users wrote.
@@ -242,6 +250,18 @@ impl Publish {
             let host = |address: &ServiceAddress| (address.host.clone(), address.value.clone());
             self.status.addresses(&allocation.entry, allocation.addresses.iter().map(host).collect());
         }
+    }
+}
+
+/// Whether users write it for the mesh.
+fn is_config(kind: Kind) -> bool {
+    kind.of_istio() || kind.group() == "gateway.networking.k8s.io"
+}
+
+async fn asked(questions: &mut Option<mpsc::Receiver<Question>>) -> Option<Question> {
+    match questions {
+        Some(questions) => questions.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,6 +11,7 @@ mod churn;
 mod enforce;
 mod figures;
 mod inside;
+pub(crate) mod scale;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -16,6 +16,8 @@ const PODS: f64 = 3.0;
 const QUICK_PODS: f64 = 2.0;
 /// The control plane, of one mode.
 const CONTROL_PLANE: f64 = 35.0;
+/// Six meshes of different sizes, each read, followed and let go.
+const SCALE: f64 = 90.0;
 
 /// What will be done, in seconds.
 #[derive(Debug)]
@@ -38,6 +40,9 @@ impl Plan {
         }
         if options.wants(control_plane::NAME) {
             end += modes.iter().filter(|mode| mode.is_mesh()).count() as f64 * CONTROL_PLANE;
+        }
+        if options.wants(control_plane::scale::NAME) {
+            end += SCALE;
         }
         Self { begin, works, end }
     }

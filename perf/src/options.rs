@@ -70,7 +70,7 @@ impl BenchOptions {
     pub(crate) fn wants(&self, part: &str) -> bool {
         match self.works.as_slice() {
             // No target rests on the control plane.
-            [] => !self.quick || part != control_plane::NAME,
+            [] => !self.quick || ![control_plane::NAME, control_plane::scale::NAME].contains(&part),
             some => some.iter().any(|name| name == part),
         }
     }

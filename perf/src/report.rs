@@ -28,10 +28,12 @@ const TITLE: &str = "What Aquifer costs";
 
 /// The names that options take.
 pub(crate) fn list() -> String {
-    let line = |name: &str, title: &str| format!("  {name:<18} {title}\n");
+    let line = |name: &str, title: &str| format!("  {name:<20} {title}\n");
     let works: String = WORKS.iter().map(|work| line(work.id, work.title)).collect();
     let modes: String = Mode::ALL.iter().map(|mode| line(mode.name(), mode.title())).collect();
-    let others = line(NAME, "memory by number of pods on a node") + &line(control_plane::NAME, control_plane::TITLE);
+    let others = line(NAME, "memory by number of pods on a node")
+        + &line(control_plane::NAME, control_plane::TITLE)
+        + &line(control_plane::scale::NAME, control_plane::scale::TITLE);
     format!("works:\n{works}{others}modes:\n{modes}")
 }
 

@@ -238,6 +238,12 @@ impl Results {
         self.sections.push(control_plane::section(found));
     }
 
+    /// Adds what the control plane costs in a large mesh.
+    pub(crate) fn add_scale(&mut self, found: &control_plane::scale::Found) {
+        self.more.insert("control_plane_scale", serde_json::json!(found));
+        self.sections.push(control_plane::scale::section(found));
+    }
+
     /// The work of that name.
     pub(crate) fn work(&self, id: &str) -> Option<&WorkResult> {
         self.works.iter().find(|work| work.id == id)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::bed::{self, Bed};
+use crate::control_plane::scale;
 use crate::measure::Watch;
 use crate::measure::cpu::Machine;
 use crate::mode::Mode;
@@ -82,6 +83,13 @@ pub(crate) async fn run(options: &BenchOptions) -> Result<Results> {
                 Ok(found) => results.add_control_plane(mode, &found),
                 Err(error) => results.failures.push(format!("{} {mode}: {error:#}", control_plane::NAME)),
             }
+        }
+    }
+    if options.wants(scale::NAME) {
+        println!("\n{}: {} ({:.0} s so far)", scale::NAME, scale::TITLE, secs(begin));
+        match scale::measure(options).await {
+            Ok(found) => results.add_scale(&found),
+            Err(error) => results.failures.push(format!("{}: {error:#}", scale::NAME)),
         }
     }
     results.seconds = secs(begin);
@@ -218,9 +226,10 @@ pub(crate) fn chosen(options: &BenchOptions) -> Result<Vec<&'static Work>> {
         let found = WORKS.iter().find(|work| work.id == name);
         found.with_context(|| {
             let names: Vec<_> = WORKS.iter().map(|work| work.id).collect();
-            format!("`{name}` is no work: {}, {}, {}", names.join(", "), pods::NAME, control_plane::NAME)
+            let parts = [pods::NAME, control_plane::NAME, scale::NAME].join(", ");
+            format!("`{name}` is no work: {}, {parts}", names.join(", "))
         })
     };
-    let of_their_own = [pods::NAME, control_plane::NAME];
+    let of_their_own = [pods::NAME, control_plane::NAME, scale::NAME];
     options.works.iter().filter(|name| !of_their_own.contains(&name.as_str())).map(find).collect()
 }

@@ -17,6 +17,7 @@ use super::issuer::IssueError;
 use super::ledger::{self, Ledger};
 use super::limits::RateLimit;
 use super::node_auth::{NodeAuthorizer, Refusal};
+use crate::debug::Expiries;
 use crate::metrics::CaMetrics;
 
 /// The metadata field by which a node proxy asks for a pod's identity.
@@ -38,6 +39,7 @@ struct Inner {
     trust_domain: Arc<str>,
     rate: RateLimit<String>,
     metrics: CaMetrics,
+    expiries: Expiries,
 }
 
 impl CertificateService {
@@ -51,7 +53,21 @@ impl CertificateService {
         metrics: CaMetrics,
     ) -> Self {
         let (trust_domain, rate) = (trust_domain.into(), RateLimit::new(PER_CALLER.0, PER_CALLER.1));
-        Self(Arc::new(Inner { authority, ledger, authenticators, nodes, trust_domain, rate, metrics }))
+        Self(Arc::new(Inner {
+            authority,
+            ledger,
+            authenticators,
+            nodes,
+            trust_domain,
+            rate,
+            metrics,
+            expiries: Expiries::default(),
+        }))
+    }
+
+    /// Until when what it issued lasts, by proxy.
+    pub fn expiries(&self) -> Expiries {
+        self.0.expiries.clone()
     }
 }
 
@@ -109,12 +125,21 @@ impl IstioCertificateService for CertificateService {
                 this.metrics.issued.inc();
                 let holder = ledger::holder(&ledger::caller_name(&caller), &identity.to_string());
                 this.ledger.record(active.step.as_ref(), holder, now.unix_timestamp());
+                if let (Some(pod), Some(until)) = (&caller.pod, cert_chain.first().and_then(|leaf| end_of(leaf))) {
+                    this.expiries.issued(&pod.name, &caller.namespace, &identity.to_string(), until);
+                }
                 tracing::debug!(%identity, "CA: certificate issued");
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
             Err(error) => Err(this.refuse(&identity, &error)),
         }
     }
+}
+
+/// Until when a certificate of ours lasts.
+fn end_of(pem: &str) -> Option<OffsetDateTime> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    Some(pem.parse_x509().ok()?.validity().not_after.to_datetime())
 }
 
 impl Inner {

@@ -1,7 +1,7 @@
 //! Certificates, pages, conditions, and the end before the start.
 
-use aquifer_objects::source::Settings;
 use super::*;
+use aquifer_objects::source::Settings;
 
 #[tokio::test]
 async fn certificates_for_the_pods_of_the_callers_node() {
