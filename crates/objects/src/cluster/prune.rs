@@ -182,7 +182,11 @@ impl<'de> Visitor<'de> for Pruned {
             match self.0.field(&name) {
                 Some(rule) => {
                     let value = map.next_value_seed(Self(rule))?;
-                    kept.insert(name.into_owned(), value);
+                    // A map of which nothing is kept is as one that was never there.
+                    let is_cut = matches!(rule, Keys(_) | Only(_)) && value.as_object().is_some_and(Map::is_empty);
+                    if !is_cut {
+                        kept.insert(name.into_owned(), value);
+                    }
                 }
                 None => {
                     map.next_value::<IgnoredAny>()?;

@@ -133,6 +133,13 @@ async fn only_what_someone_reads_is_a_change() {
 
     fake.put(PODS, pod("web", "other"));
     assert_eq!(applied(next(&mut watch).await).label("app"), Some("other"));
+    let mut bare = pod("web", "other");
+    bare["metadata"].as_object_mut().unwrap().remove("annotations");
+    fake.put(PODS, bare.clone());
+    assert_eq!(applied(next(&mut watch).await).annotation("ambient.istio.io/redirection"), None);
+    bare["metadata"]["annotations"] = json!({ "cni.example/status": "a lot" });
+    fake.put(PODS, bare);
+    quiet(&mut watch, Duration::from_secs(5)).await;
     fake.delete(PODS, "shop/web");
     assert_eq!(next(&mut watch).await, Event::Deleted(key(Kind::Pod, "web")));
     // One of the same name is another.
