@@ -37,7 +37,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use aquifer_objects::crds::{PolicyCondition, ServiceAddress};
-use aquifer_objects::{Event, Kind, ObjectKey};
+use aquifer_objects::{Event, Kind, ObjectKey, Selection};
 use bytes::Bytes;
 
 pub use self::config::MeshChange;
@@ -80,6 +80,15 @@ pub const KINDS: &[Kind] = &[
     Kind::WasmPlugin,
     Kind::TrafficExtension,
 ];
+
+/// What is to be watched for it: its kinds, and of ConfigMaps the one that holds the MeshConfig.
+pub fn watched(system_namespace: &str, config_map: &str) -> Vec<Selection> {
+    let narrowed = |kind: &Kind| match kind {
+        Kind::ConfigMap => Selection::from(*kind).in_namespace(system_namespace).named(config_map),
+        _ => Selection::from(*kind),
+    };
+    KINDS.iter().map(narrowed).collect()
+}
 
 /// The single owner of all objects. Synchronous.
 #[derive(Debug)]

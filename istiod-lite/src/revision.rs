@@ -61,6 +61,14 @@ impl Revision {
         self.tags.contains(revision.unwrap_or(DEFAULT))
     }
 
+    /// The ConfigMap with its MeshConfig, as the installers name it: `istio`, or `istio-<revision>`.
+    pub fn config_map(&self) -> String {
+        match self.name() {
+            DEFAULT => "istio".to_owned(),
+            revision => format!("istio-{revision}"),
+        }
+    }
+
     /// The name of what only one replica of this revision may do.
     pub fn lease(&self) -> String {
         format!("istiod-lite-{}", self.name)
