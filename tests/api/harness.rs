@@ -20,16 +20,16 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-pub use self::link::Link;
-pub use self::objects::ready_pod;
-pub use self::process::{Process, binary};
+pub(crate) use self::link::Link;
+pub(crate) use self::objects::ready_pod;
+pub(crate) use self::process::{Process, binary};
 
 /// How long a server may take to become ready: it takes four seconds on an idle machine.
 const READY: Duration = Duration::from_secs(120);
 
 /// etcd and kube-apiserver. Both end with this process at the latest.
 #[derive(Debug)]
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     folder: PathBuf,
     plan: ApiServerPlan,
     programs: Programs,
@@ -39,7 +39,7 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// A pair of this test's own, without any CRD.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let programs = Programs::find().unwrap_or_else(|error| panic!("{error}"));
         let folders = Path::new(env!("CARGO_TARGET_TMPDIR")).join("api");
@@ -71,7 +71,7 @@ impl ApiServer {
     }
 
     /// The pair that tests share, with our CRDs and the Gateway API's. Nobody stops it.
-    pub async fn shared() -> &'static Self {
+    pub(crate) async fn shared() -> &'static Self {
         static SHARED: OnceCell<ApiServer> = OnceCell::const_new();
         SHARED
             .get_or_init(|| async {
@@ -86,17 +86,17 @@ impl ApiServer {
     // --- Who calls ---------------------------------------------------------------------------------------------
 
     /// The administrator's kubeconfig.
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.plan.kubeconfig()
     }
 
     /// A client with all rights. It belongs to the runtime that asks.
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         client_of(&self.kubeconfig()).await
     }
 
     /// The kubeconfig of a service account, with a fresh token. The account must be there.
-    pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> PathBuf {
+    pub(crate) async fn kubeconfig_of(&self, namespace: &str, account: &str) -> PathBuf {
         let token = self.token(namespace, account, &[], None, 3600).await;
         let name = format!("{namespace}-{account}-{}.conf", rand_suffix());
         self.plan.token_kubeconfig(&name, &token).unwrap_or_else(|error| panic!("{error}"))
@@ -104,7 +104,7 @@ impl ApiServer {
 
     /// A token of a service account, for these audiences (none: the API server itself), bound to a pod (name and
     /// uid) or to nothing.
-    pub async fn token(
+    pub(crate) async fn token(
         &self,
         namespace: &str,
         account: &str,
@@ -124,14 +124,14 @@ impl ApiServer {
     }
 
     /// Posts what is no object of its own: a review, a token request.
-    pub async fn post(&self, path: &str, body: &Value) -> kube::Result<Value> {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> kube::Result<Value> {
         let body = serde_json::to_vec(body).expect("JSON");
         let ask = http::Request::post(path).header("content-type", "application/json").body(body);
         self.client().await.request(ask.expect("a request")).await
     }
 
     /// A kubeconfig that leads to this server through the link.
-    pub fn through(&self, kubeconfig: &Path, link: &Link) -> PathBuf {
+    pub(crate) fn through(&self, kubeconfig: &Path, link: &Link) -> PathBuf {
         let text = std::fs::read_to_string(kubeconfig).expect("the kubeconfig");
         let path = self.folder.join(format!("link-{}.conf", rand_suffix()));
         std::fs::write(&path, text.replace(&self.plan.url(), &link.url())).expect("writing a kubeconfig");
@@ -139,42 +139,42 @@ impl ApiServer {
     }
 
     /// Where the API server listens, `127.0.0.1:PORT`.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.plan.url().trim_start_matches("https://").to_owned()
     }
 
     /// A folder of this pair's, for what belongs to its tests. It goes with the pair.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     // --- Outages -----------------------------------------------------------------------------------------------
 
     /// Kills the API server. Its watches break.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.server.lock().take();
     }
 
     /// Starts the API server again where it was, and waits until it is ready.
-    pub async fn start_again(&self) {
+    pub(crate) async fn start_again(&self) {
         self.launch();
         self.wait_ready().await.unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// Kills etcd. The API server stays, and cannot serve.
-    pub fn stop_etcd(&self) {
+    pub(crate) fn stop_etcd(&self) {
         self.etcd.lock().take();
     }
 
     /// Starts etcd again with what it held.
-    pub fn start_etcd(&self) {
+    pub(crate) fn start_etcd(&self) {
         let log = self.folder.join("etcd.log");
         *self.etcd.lock() = Some(Process::start(&self.programs.etcd, &self.plan.etcd_arguments(), &[], &log));
     }
 
     /// Forgets all past revisions, and restarts the API server, so that its own memory of them goes too: a watch
     /// from before gets `410 Gone`.
-    pub async fn compact(&self) {
+    pub(crate) async fn compact(&self) {
         let status = self.etcdctl(&["endpoint", "status", "--write-out=json"]);
         let status: serde_json::Value = serde_json::from_slice(&status).expect("etcdctl's JSON");
         let revision = status[0]["Status"]["header"]["revision"].to_string();
@@ -201,7 +201,7 @@ impl ApiServer {
     }
 
     /// Returns when the API server calls itself ready.
-    pub async fn wait_ready(&self) -> Result<(), String> {
+    pub(crate) async fn wait_ready(&self) -> Result<(), String> {
         let begin = Instant::now();
         let client = self.client().await;
         loop {
@@ -234,7 +234,7 @@ impl Drop for ApiServer {
 }
 
 /// A client by a kubeconfig.
-pub async fn client_of(kubeconfig: &Path) -> Client {
+pub(crate) async fn client_of(kubeconfig: &Path) -> Client {
     static PROVIDER: Once = Once::new();
     // Others may have installed the same one already.
     PROVIDER.call_once(|| _ = rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -244,7 +244,7 @@ pub async fn client_of(kubeconfig: &Path) -> Client {
 }
 
 /// Looks until it is so, and says how long that took. Fails at five times the bound, with what was seen last.
-pub async fn eventually<T, F, Fut>(what: &str, bound: Duration, mut look: F) -> T
+pub(crate) async fn eventually<T, F, Fut>(what: &str, bound: Duration, mut look: F) -> T
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, String>>,
@@ -264,14 +264,14 @@ where
 }
 
 /// Letters that nobody else has.
-pub fn rand_suffix() -> String {
+pub(crate) fn rand_suffix() -> String {
     use std::hash::{BuildHasher, Hasher};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     format!("{:08x}", random as u32)
 }
 
 /// Ports that nobody has at the moment.
-pub fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let sockets = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
     sockets.each_ref().map(|socket| socket.local_addr().expect("its port").port())
 }

@@ -16,7 +16,8 @@ async fn objects_tokens_and_reviews() {
              apiVersion: v1\nkind: Node\nmetadata: {{name: node1}}\n"
         ))
         .await;
-    let pod = server.apply_object(ready_pod(&shop, "web-1", "web", "node1", "10.244.0.5", &json!({"app": "web"}))).await;
+    let pod =
+        server.apply_object(ready_pod(&shop, "web-1", "web", "node1", "10.244.0.5", &json!({"app": "web"}))).await;
     assert_eq!(pod["status"]["podIP"], "10.244.0.5");
     let uid = pod["metadata"]["uid"].as_str().expect("a uid");
     let token = server.token(&shop, "web", &["istio-ca"], Some(("web-1", uid)), 600).await;
@@ -55,7 +56,8 @@ async fn outages_and_their_end() {
     server.compact().await;
     let old = shop["metadata"]["resourceVersion"].as_str().expect("a version");
     server.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: later}\n").await;
-    let ask = http::Request::get(format!("/api/v1/namespaces?watch=1&resourceVersion={}", old.parse::<u64>().unwrap() - 1));
+    let ask =
+        http::Request::get(format!("/api/v1/namespaces?watch=1&resourceVersion={}", old.parse::<u64>().unwrap() - 1));
     let gone = server.client().await.request_text(ask.body(Vec::new()).expect("a request")).await;
     let said = gone.unwrap_or_else(|error| error.to_string());
     assert!(said.contains("410") || said.contains("too old"), "{said}");

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 /// Forwards connections as long as it is whole; ends with its handle.
 #[derive(Debug)]
-pub struct Link {
+pub(crate) struct Link {
     address: SocketAddr,
     whole: watch::Sender<bool>,
     tasks: Arc<Mutex<Vec<AbortHandle>>>,
@@ -18,7 +18,7 @@ pub struct Link {
 
 impl Link {
     /// A link to a server, whole.
-    pub async fn to(server: &str) -> Self {
+    pub(crate) async fn to(server: &str) -> Self {
         let server = server.to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -46,17 +46,17 @@ impl Link {
     }
 
     /// Where clients connect, `https://127.0.0.1:PORT`.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("https://{}", self.address)
     }
 
     /// Ends all connections; new ones end at once.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.whole.send_replace(false);
     }
 
     /// New connections are forwarded again.
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.whole.send_replace(true);
     }
 }

@@ -18,20 +18,20 @@ const MANAGER: &str = "test";
 
 impl ApiServer {
     /// Applies every document of the YAML, whose fields become ours. A `status` goes where status goes.
-    pub async fn apply(&self, yaml: &str) {
+    pub(crate) async fn apply(&self, yaml: &str) {
         for document in documents(yaml) {
             self.apply_object(document).await;
         }
     }
 
     /// Applies one object; returns it as the server has it.
-    pub async fn apply_object(&self, object: Value) -> Value {
+    pub(crate) async fn apply_object(&self, object: Value) -> Value {
         let name = describe(&object);
         self.try_apply(object).await.unwrap_or_else(|error| panic!("applying {name}: {error}"))
     }
 
     /// The same, where the server may refuse.
-    pub async fn try_apply(&self, mut object: Value) -> kube::Result<Value> {
+    pub(crate) async fn try_apply(&self, mut object: Value) -> kube::Result<Value> {
         let (api, capabilities) = self.api_of(&object).await;
         let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
         let status = object.as_object_mut().and_then(|object| object.remove("status"));
@@ -49,7 +49,7 @@ impl ApiServer {
     }
 
     /// Deletes every object that the YAML names, at once and without its dependents' leave.
-    pub async fn delete(&self, yaml: &str) {
+    pub(crate) async fn delete(&self, yaml: &str) {
         for document in documents(yaml) {
             let (api, _) = self.api_of(&document).await;
             let params = DeleteParams::background().grace_period(0);
@@ -59,7 +59,7 @@ impl ApiServer {
     }
 
     /// One object, if it is there: `get("v1", "Pod", "shop", "web")`; no namespace is "".
-    pub async fn get(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub(crate) async fn get(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         let object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"namespace": namespace}});
         let (api, _) = self.api_of(&object).await;
         let found = api.get_opt(name).await.unwrap_or_else(|error| panic!("getting {kind} {name}: {error}"));
@@ -67,7 +67,7 @@ impl ApiServer {
     }
 
     /// All objects of a kind in a namespace, or in all ("").
-    pub async fn list(&self, api_version: &str, kind: &str, namespace: &str) -> Vec<Value> {
+    pub(crate) async fn list(&self, api_version: &str, kind: &str, namespace: &str) -> Vec<Value> {
         let client = self.client().await;
         let (resource, _) = resource(&client, api_version, kind).await;
         let api: Api<DynamicObject> = match namespace {
@@ -79,14 +79,14 @@ impl ApiServer {
     }
 
     /// A new namespace, whose name begins with this.
-    pub async fn namespace(&self, begin: &str) -> String {
+    pub(crate) async fn namespace(&self, begin: &str) -> String {
         let name = format!("{begin}-{}", rand_suffix());
         self.apply_object(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await;
         name
     }
 
     /// Our CRDs, as they lie in `deploy/crds`.
-    pub async fn install_crds(&self) {
+    pub(crate) async fn install_crds(&self) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
         let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
@@ -96,7 +96,7 @@ impl ApiServer {
     }
 
     /// The Gateway API's CRDs, which come as a Go module.
-    pub async fn install_gateway_api(&self) {
+    pub(crate) async fn install_gateway_api(&self) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cluster/gateway-api");
         let run = Command::new(&script).output().unwrap_or_else(|error| panic!("{}: {error}", script.display()));
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -121,7 +121,7 @@ impl ApiServer {
     }
 
     /// Returns when the server serves the CRD.
-    pub async fn wait_crd(&self, name: &str) {
+    pub(crate) async fn wait_crd(&self, name: &str) {
         eventually(&format!("CRD {name} is served"), Duration::from_secs(10), async || {
             let crd = self.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", name).await;
             let conditions = crd.map(|crd| crd["status"]["conditions"].clone()).unwrap_or_default();
@@ -174,7 +174,7 @@ fn describe(object: &Value) -> String {
 }
 
 /// A pod that a node's kubelet would call ready, for [`ApiServer::apply`].
-pub fn ready_pod(namespace: &str, name: &str, account: &str, node: &str, ip: &str, labels: &Value) -> Value {
+pub(crate) fn ready_pod(namespace: &str, name: &str, account: &str, node: &str, ip: &str, labels: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},

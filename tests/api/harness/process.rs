@@ -13,14 +13,14 @@ use nix::unistd::Pid;
 
 /// A program that runs. Dropping it kills it.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     log: PathBuf,
 }
 
 impl Process {
     /// Starts a program with these arguments and more variables; what it says is added to the file.
-    pub fn start(program: &Path, arguments: &[String], variables: &[(String, String)], log: &Path) -> Self {
+    pub(crate) fn start(program: &Path, arguments: &[String], variables: &[(String, String)], log: &Path) -> Self {
         let out = OpenOptions::new().create(true).append(true).open(log).expect("the log");
         let mut command = Command::new(program);
         command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
@@ -30,28 +30,28 @@ impl Process {
     }
 
     /// Whether it runs still.
-    pub fn runs(&mut self) -> bool {
+    pub(crate) fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Its process id.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// What it said so far.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Sends a signal.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
         kill(pid, signal).expect("a signal to a child");
     }
 
     /// SIGTERM, and waits for its end.
-    pub fn terminate(mut self, within: Duration) {
+    pub(crate) fn terminate(mut self, within: Duration) {
         self.signal(Signal::SIGTERM);
         let begin = Instant::now();
         while self.runs() {
@@ -69,7 +69,7 @@ impl Drop for Process {
 }
 
 /// One of our own binaries, which lie beside the folder of the tests.
-pub fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("our own path");
     let path = own.ancestors().nth(2).expect("the folder of binaries").join(name);
     assert!(path.is_file(), "{} is missing: `cargo build --workspace --bins` first", path.display());
