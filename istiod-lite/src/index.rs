@@ -16,7 +16,7 @@
 mod addresses;
 mod config;
 mod dirty;
-mod findings;
+pub mod findings;
 mod make;
 mod objects;
 mod selectors;

@@ -68,8 +68,6 @@ fn in_space(namespace: &Arc<str>, space: &Space) -> Vec<Finding> {
     if space.network_policies.is_empty() {
         return found;
     }
-    let directions: [(fn(&NetworkPolicyFacts) -> Option<Direction>, bool); 2] =
-        [(|policy| policy.ingress, true), (|policy| policy.egress, false)];
     let mut sets: Vec<_> = space.label_sets().collect();
     // By their first pod, so that the same is said each time.
     sets.sort_unstable_by_key(|(_, pods)| pods.first());
@@ -78,7 +76,8 @@ fn in_space(namespace: &Arc<str>, space: &Space) -> Vec<Finding> {
         let Some(pod) = enrolled.next() else { continue };
         let selecting: Vec<(&Arc<str>, &Arc<NetworkPolicyFacts>)> =
             space.network_policies.iter().filter(|(_, policy)| policy.selects(labels)).collect();
-        for (direction, inbound) in directions {
+        for inbound in [true, false] {
+            let direction = |policy: &NetworkPolicyFacts| if inbound { policy.ingress } else { policy.egress };
             let concerned: Vec<(&Arc<str>, Direction)> =
                 selecting.iter().filter_map(|(name, policy)| Some((*name, direction(policy)?))).collect();
             // What any of them lets through passes.

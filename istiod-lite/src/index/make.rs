@@ -16,7 +16,7 @@ use crate::translate::namespace::NamespaceFacts;
 use crate::translate::pod::PodFacts;
 use crate::translate::service::{self, ServiceFacts};
 use crate::translate::service_entry::ServiceEntryFacts;
-use crate::translate::status::{self, Found, Subject};
+use crate::translate::status::{self, Found, Lost, Subject};
 use crate::translate::visibility::Visibility;
 use crate::translate::waypoint::{self, Asker, Binding, GATEWAY_NAME, Key, Traffic, Waypoint, Wish};
 use crate::translate::workload::{self, Backend, Standing};
@@ -191,7 +191,7 @@ impl Index {
     }
 
     /// The hosts that a ServiceEntry has, and those that another has before it.
-    fn hosts(&self, key: &Key, entry: &ServiceEntryFacts) -> (Vec<Arc<str>>, Vec<(Arc<str>, String)>) {
+    fn hosts(&self, key: &Key, entry: &ServiceEntryFacts) -> (Vec<Arc<str>>, Vec<Lost>) {
         let (mut won, mut lost) = (Vec::new(), Vec::new());
         if self.visibility(self.objects.space(&key.0).facts()) == Visibility::None {
             return (won, lost);

@@ -309,7 +309,7 @@ fn an_automatic_address_counts_once_it_stands_in_the_status() {
     let proposed = index.flush().allocations.remove(0);
     assert_eq!(proposed.entry, ObjectKey::new(Kind::ServiceEntry, "shop", "a"));
     assert_eq!(proposed.addresses.len(), 2);
-    assert_eq!(index.allocations(), [proposed.clone()], "it waits");
+    assert_eq!(index.allocations(), std::slice::from_ref(&proposed), "it waits");
     let _ = index.apply(entry("a", &json!(proposed.addresses)));
     let changes = index.flush();
     assert!(changes.allocations.is_empty() && index.allocations().is_empty());

@@ -179,12 +179,15 @@ pub fn not_yet(waypoint: &str, kind: &str) -> Verdict {
     ("NotSupported", format!("bound to {waypoint}, but waypoints do not enforce {kind} yet. {instead}."))
 }
 
+/// A host that a ServiceEntry would like, and who has it before it.
+pub type Lost = (Arc<str>, String);
+
 /// The conditions of a ServiceEntry.
 pub fn of_service_entry(
     entry: &ServiceEntryFacts,
     binding: &Binding,
     visibility: Visibility,
-    lost: &[(Arc<str>, String)],
+    lost: &[Lost],
     mesh: &Mesh,
 ) -> Vec<PolicyCondition> {
     let mut made: Vec<PolicyCondition> = Vec::new();
