@@ -23,7 +23,7 @@ const CHILDREN: [Kind; 5] =
 /// An own write takes so long at most to come back as an event.
 const ECHO: Duration = Duration::from_secs(5);
 /// So many rounds of one Gateway in [`WINDOW`] before it has to wait: somebody fights us.
-const ROUNDS: u32 = 10;
+const ROUNDS: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(30);
 /// What is not seen through a watch is read again after this.
 const REREAD: Duration = Duration::from_secs(30);

@@ -38,8 +38,10 @@ fn manager(kind: Kind, type_: &str) -> &'static str {
     }
 }
 
-fn ours(type_: &str) -> bool {
-    OURS.contains(&type_) || type_.starts_with("istio.io/") || type_.starts_with("aquifer.dev/")
+fn ours(kind: Kind, type_: &str) -> bool {
+    // On a Service stand conditions of whoever likes.
+    let plain = kind != Kind::Service && OURS.contains(&type_);
+    plain || type_.starts_with("istio.io/") || type_.starts_with("aquifer.dev/")
 }
 
 /// How a kind's status is made.
@@ -121,9 +123,8 @@ fn split(kind: Kind, standing: &Value, wanted: &[Condition], generation: Option<
     let mut managers: Vec<&'static str> = wanted.iter().map(|one| manager(kind, &one.type_)).collect();
     let stale = |one: &&Value| {
         let type_ = one["type"].as_str().unwrap_or_default();
-        ours(type_) && !wanted.iter().any(|wanted| wanted.type_ == type_)
+        ours(kind, type_) && !wanted.iter().any(|wanted| wanted.type_ == type_)
     };
-    // A Service's and a Pod's other conditions are their own controllers'.
     let stale: Vec<&str> = old.iter().filter(stale).filter_map(|one| one["type"].as_str()).collect();
     managers.extend(stale.iter().map(|type_| manager(kind, type_)));
     managers.sort_unstable();
@@ -151,7 +152,7 @@ fn whole(
     now: &str,
 ) -> Vec<Write> {
     let old = list(&standing["conditions"]);
-    let foreign = |one: &Value| !ours(one["type"].as_str().unwrap_or_default());
+    let foreign = |one: &Value| !ours(kind, one["type"].as_str().unwrap_or_default());
     let mut next = conditions(style, wanted, &old, generation, now);
     let stale = old.iter().any(|one| !foreign(one) && !next.iter().any(|new| new["type"] == one["type"]));
     if !stale && next.iter().all(|one| stands(one, &old)) {
