@@ -72,8 +72,11 @@ async fn spread(workers: usize, counts: &[usize]) {
         let total = |node: &Node| node.workers.spread().open().sum::<usize>();
         assert_eq!(total(nodes[0]), count);
         assert!(total(nodes[1]) >= count + count.min(workers), "a worker opened no tunnel");
-        drop(clients);
+        // Whichever worker they are on, their records say the same.
         nodes[0].workers.remove(&ztunnel::inpod::zds::PodUid::new("client")).await;
+        let page = nodes[0].page();
+        assert!(page.contains("reason=\"pod_removed\"") && !page.contains("reason=\"shutdown\""), "{page}");
+        drop(clients);
         open("all are closed", nodes, |open| open.iter().all(|open| *open == 0)).await;
         nodes[0].enrol(&client, "client");
     }

@@ -127,13 +127,14 @@ impl Workers {
         netns: &Netns,
         sets: Vec<Listeners>,
     ) -> io::Result<()> {
-        let (cancel, budget) = (self.inner.cancel.child(), Budget::new(self.inner.shared.config.pod_window));
+        let budget = Budget::new(self.inner.shared.config.pod_window);
         let mut begun = Vec::with_capacity(sets.len());
         let shared = sets.len() == self.inner.senders.len();
         for (sender, listeners) in self.inner.senders.iter().zip(sets) {
             let (done, receiver) = oneshot::channel();
             let (uid, info, netns) = (uid.clone(), info.clone(), netns.clone());
-            let (cancel, budget) = (cancel.clone(), budget.clone());
+            // Each worker cuts its own, when it knows why.
+            let (cancel, budget) = (self.inner.cancel.child(), budget.clone());
             // One that is gone drops the sender of the answer.
             let _ =
                 sender.send(Command::Add(Box::new(Add { uid, info, netns, listeners, cancel, budget, shared, done })));
