@@ -77,7 +77,8 @@ async fn replicas_follow_each_other_as_leaders_are_killed() {
     one_leads("the third leads", RETRY * 2, &[&third]).await;
     println!("after a good-bye: {:?}", stopped.elapsed());
 
-    let lease = server.get("coordination.k8s.io/v1", "Lease", &namespace, "istiod-lite-leader").await.expect("the lease");
+    let lease =
+        server.get("coordination.k8s.io/v1", "Lease", &namespace, "istiod-lite-leader").await.expect("the lease");
     assert_eq!(lease["spec"]["holderIdentity"], "third");
     assert_eq!(lease["spec"]["leaseDurationSeconds"], 15);
     assert_eq!(lease["spec"]["leaseTransitions"], 2);
@@ -104,7 +105,11 @@ async fn a_leader_that_is_cut_off_steps_down_before_another_leads() {
     .await;
     let stepped_down = cut.elapsed();
     one_leads("the near one leads", DURATION + RETRY * 2, &[&first, &second]).await;
-    assert!(cut.elapsed() > stepped_down + RETRY, "stepped down after {stepped_down:?}, followed after {:?}", cut.elapsed());
+    assert!(
+        cut.elapsed() > stepped_down + RETRY,
+        "stepped down after {stepped_down:?}, followed after {:?}",
+        cut.elapsed()
+    );
     link.mend();
     tokio::time::sleep(RETRY * 2).await;
     assert!(!first.leads() && second.leads());

@@ -110,7 +110,10 @@ fn no_right_is_a_pattern_or_a_way_to_more() {
     for component in ["istiod-lite", "istio-cni", "ztunnel"] {
         for (group, resource, verb, _) in rights(component) {
             assert!(![&group, &resource, &verb].iter().any(|part| part.contains('*')), "{component}: a pattern");
-            assert!(!["bind", "escalate", "impersonate", "deletecollection"].contains(&verb.as_str()), "{component}: {verb}");
+            assert!(
+                !["bind", "escalate", "impersonate", "deletecollection"].contains(&verb.as_str()),
+                "{component}: {verb}"
+            );
             assert!(!resource.ends_with("/exec") && !resource.ends_with("/token"), "{component}: {resource}");
         }
     }
@@ -185,7 +188,10 @@ async fn the_control_plane() {
         writer.delete(&key, None).await.unwrap_or_else(|error| panic!("{error}"));
     }
     let gateway = admin.apply(samples::of(Kind::Gateway, &namespace, &name)).await.expect("a Gateway");
-    writer.patch_annotations(&gateway, None, &[("gateway.istio.io/controller-version", Some("5"))]).await.expect("a claim");
+    writer
+        .patch_annotations(&gateway, None, &[("gateway.istio.io/controller-version", Some("5"))])
+        .await
+        .expect("a claim");
     let class = samples::of(Kind::GatewayClass, "", &name);
     let class = writer.create(class).await.unwrap_or_else(|error| panic!("{error}"));
     admin.delete(&class, None).await.expect("a deletion");
@@ -218,7 +224,9 @@ async fn the_node_agent() {
     let server = ApiServer::shared().await;
     let source = component(server, "istio-cni", "istio-cni").await;
     let namespace = server.namespace("rbac").await;
-    server.apply(&format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: web, namespace: {namespace}}}\n")).await;
+    server
+        .apply(&format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: web, namespace: {namespace}}}\n"))
+        .await;
     let node = format!("node-{}", rand_suffix());
     for (name, node) in [("here", node.as_str()), ("there", "elsewhere")] {
         server.apply_object(ready_pod(&namespace, name, "web", node, "10.244.8.8", &json!({}))).await;
@@ -233,7 +241,8 @@ async fn the_node_agent() {
     let writer = source.writer("istio-cni");
     let marks = [("ambient.istio.io/redirection", Some("enabled"))];
     writer.patch_annotations(&key, uid.as_deref(), &marks).await.unwrap_or_else(|error| panic!("{error}"));
-    seen.until("its annotation", SOON, |seen| seen.objects[&key].annotation("ambient.istio.io/redirection").is_some()).await;
+    seen.until("its annotation", SOON, |seen| seen.objects[&key].annotation("ambient.istio.io/redirection").is_some())
+        .await;
     let another = writer.patch_annotations(&key, Some("00000000-0000-0000-0000-000000000000"), &marks).await;
     assert!(matches!(another, Err(WriteError::Conflict { .. } | WriteError::Invalid(_))), "{another:?}");
 

@@ -105,10 +105,11 @@ async fn every_kind_is_listed_watched_and_written() {
     let namespace = server.namespace("kinds").await;
     let name = format!("probe-{}", rand_suffix());
     // No controller makes it here, and no pod is without one.
-    server.apply_object(json!({
-        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace },
-    }))
-    .await;
+    server
+        .apply_object(json!({
+            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace },
+        }))
+        .await;
     let mut all = Seen::start(&source, Kind::ALL);
     all.until("all kinds are listed", RECOVERED, |seen| seen.synced).await;
     let writer = source.writer("aquifer-test");
@@ -125,7 +126,8 @@ async fn every_kind_is_listed_watched_and_written() {
         assert!(source.get(&key).await.expect("an answer").is_some(), "{kind}");
 
         writer.patch(&key, json!({ "metadata": { "labels": { "turn": "2" } } })).await.expect("a patch");
-        all.until(&format!("{kind} is told of again"), SOON, |seen| seen.label(&key, "turn").as_deref() == Some("2")).await;
+        all.until(&format!("{kind} is told of again"), SOON, |seen| seen.label(&key, "turn").as_deref() == Some("2"))
+            .await;
 
         if let Some(status) = samples::status(kind) {
             writer.apply_status(&key, status).await.unwrap_or_else(|error| panic!("{error}"));
@@ -150,7 +152,9 @@ async fn what_nobody_reads_is_no_change() {
     let server = ApiServer::shared().await;
     let source = source_of(&server.kubeconfig()).await;
     let namespace = server.namespace("quiet").await;
-    server.apply(&format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: web, namespace: {namespace}}}\n")).await;
+    server
+        .apply(&format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: web, namespace: {namespace}}}\n"))
+        .await;
     let node = format!("node-{}", rand_suffix());
     server.apply_object(json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": node } })).await;
     server.apply_object(ready_pod(&namespace, "web", "web", &node, "10.244.7.7", &json!({ "app": "web" }))).await;
