@@ -83,7 +83,9 @@ fn of_cluster(command: &Command) -> Result<Vec<(String, String)>> {
         .output()
         .context("running kubectl, which finds the replicas: install it, or say --address")?;
     if !output.status.success() {
-        bail!("kubectl get pods: {}", String::from_utf8_lossy(&output.stderr).trim());
+        // The last line says it; those before are its attempts.
+        let said = String::from_utf8_lossy(&output.stderr).trim().lines().last().unwrap_or_default().to_owned();
+        bail!("kubectl get pods: {said}. Say --kubeconfig, or --address");
     }
     let names = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut pages = Vec::new();

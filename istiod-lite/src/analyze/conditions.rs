@@ -26,16 +26,21 @@ fn code(object: Option<&Object>, condition: &PolicyCondition) -> Option<&'static
         // Who sees a ServiceEntry is an administrator's decision, not a mistake.
         ("istio.io/VisibilityApplied", ..) => None,
         (ZTUNNEL_ACCEPTED, true, "UnsupportedValue") => Some(codes::PARTLY_ENFORCED),
-        (ZTUNNEL_ACCEPTED, false, _) => Some(not_enforced(object)),
+        (ZTUNNEL_ACCEPTED, false, _) => Some(not_enforced(object, &condition.message)),
         (_, true, _) => None,
         (ACCEPTED | WAYPOINT_ACCEPTED, false, reason) => Some(refused(&condition.type_, object, reason)),
         _ => Some(OTHER),
     }
 }
 
-fn not_enforced(object: Option<&Object>) -> &'static Code {
+/// A DENY policy that enforces nothing because all of it is about HTTP is a hole where there seems to be a wall.
+fn not_enforced(object: Option<&Object>, message: &str) -> &'static Code {
     match object {
-        Some(Object::AuthorizationPolicy(policy)) if policy.spec.action == Action::Deny => codes::UNENFORCEABLE_DENY,
+        Some(Object::AuthorizationPolicy(policy))
+            if policy.spec.action == Action::Deny && message.contains("HTTP attributes") =>
+        {
+            codes::UNENFORCEABLE_DENY
+        }
         _ => codes::POLICY_NOT_ENFORCED,
     }
 }

@@ -1,11 +1,13 @@
 //! What a cluster would make of manifests, as far as it matters to what is said about them: a pod for each
-//! Deployment, an address for each waypoint, the namespaces that are only named.
+//! Deployment, an address for each waypoint and its class, the namespaces that are only named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use aquifer_objects::parse::parse_object;
 use aquifer_objects::{Kind, Object, ObjectKey};
 use serde_json::{Value, json};
+
+use crate::translate::gateway::MESH_CONTROLLER;
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// The class of waypoints.
@@ -51,6 +53,12 @@ pub(super) fn complete(mut objects: Vec<Object>) -> Vec<Object> {
             .filter(|name| !keys.contains(&ObjectKey::new(Kind::Namespace, "", name)))
             .map(|name| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })),
     );
+    made.push(json!({
+        "apiVersion": Kind::GatewayClass.api_version(),
+        "kind": "GatewayClass",
+        "metadata": { "name": WAYPOINT_CLASS },
+        "spec": { "controllerName": MESH_CONTROLLER },
+    }));
     // What stands in the manifests counts more than what would be made.
     let made = made.into_iter().filter_map(|object| parse_object(object).ok());
     objects.extend(made.filter(|object| !keys.contains(&object.key())).collect::<Vec<_>>());

@@ -63,7 +63,7 @@ fn each_thing_has_its_code() {
         ("AQ0001", doc(NETWORKING, "Gateway", "a", "spec: {}"), "IstioGateway/shop/a", "gateway.networking.k8s.io"),
         (
             "AQ0003",
-            doc(SECURITY, "AuthorizationPolicy", "a", &format!("spec: {{targetRefs: [{{kind: Service, name: web}}], rules: [{{}}]}}")),
+            doc(SECURITY, "AuthorizationPolicy", "a", "spec: {targetRefs: [{kind: Service, name: web}], rules: [{}]}"),
             "AuthorizationPolicy/shop/a",
             "not bound to a waypoint",
         ),
@@ -182,6 +182,23 @@ fn what_waits_for_waypoints_says_so() {
     let all = said(&format!("{}{}{service}{rule}", shop(), waypoint()));
     let heads: Vec<&str> = all.iter().map(|(head, _)| head.as_str()).collect();
     assert_eq!(heads, ["AQ0002 DestinationRule/shop/a"], "{all:#?}");
+}
+
+#[test]
+fn a_policy_for_a_waypoint_among_the_manifests_finds_it() {
+    let target = "{kind: Gateway, group: gateway.networking.k8s.io, name: waypoint}";
+    let policy = doc(SECURITY, "AuthorizationPolicy", "a", &format!("spec: {{targetRefs: [{target}], rules: [{{}}]}}"));
+    let all = said(&format!("{}{}{policy}", shop(), waypoint()));
+    let heads: Vec<&str> = all.iter().map(|(head, _)| head.as_str()).collect();
+    assert_eq!(heads, ["AQ0002 AuthorizationPolicy/shop/a"], "{all:#?}");
+}
+
+#[test]
+fn a_dry_run_is_no_hole() {
+    let policy = doc(SECURITY, "AuthorizationPolicy", "a", "spec: {action: DENY, rules: [{}]}")
+        .replace("namespace: shop", "namespace: shop, annotations: {istio.io/dry-run: 'true'}");
+    let all = said(&format!("{}{policy}", shop()));
+    assert_eq!(all.iter().map(|(head, _)| head.as_str()).collect::<Vec<_>>(), ["AQ0012 AuthorizationPolicy/shop/a"]);
 }
 
 #[test]
