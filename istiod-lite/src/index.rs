@@ -17,9 +17,11 @@ mod addresses;
 mod config;
 mod dirty;
 pub mod findings;
+mod found;
 mod make;
 mod objects;
 mod selectors;
+mod table;
 mod take;
 
 #[cfg(test)]

@@ -4,19 +4,15 @@ use std::sync::Arc;
 
 use aquifer_objects::crds::{PeerAuthentication, PolicyCondition};
 use aquifer_objects::{Kind, ObjectKey};
-use aquifer_proto::security::Authorization;
-use aquifer_proto::workload::{Address, Service, Workload, address};
-use bytes::Bytes;
-use prost::Message;
+use aquifer_proto::workload::{Service, Workload};
 
-use super::{Batch, Change, Index, Item, Made, Published, ResourceKind, Table};
-use crate::translate::gateway::MESH_CONTROLLER;
+use super::{Batch, Index, Item};
 use crate::translate::labels::{LabelSet, Labels};
 use crate::translate::namespace::NamespaceFacts;
 use crate::translate::pod::PodFacts;
-use crate::translate::service::{self, ServiceFacts};
+use crate::translate::service::ServiceFacts;
 use crate::translate::service_entry::ServiceEntryFacts;
-use crate::translate::status::{self, Found, Lost, Subject};
+use crate::translate::status::{self, Lost};
 use crate::translate::visibility::Visibility;
 use crate::translate::waypoint::{self, Asker, Binding, GATEWAY_NAME, Key, Traffic, Waypoint, Wish};
 use crate::translate::workload::{self, Backend, Standing};
@@ -80,7 +76,7 @@ impl Index {
     }
 
     /// What lies in an object's namespace, if that belongs to the mesh.
-    fn space(&self, key: &Key) -> Option<&super::objects::Space> {
+    pub(super) fn space(&self, key: &Key) -> Option<&super::objects::Space> {
         self.discovers(&key.0).then(|| self.objects.space(&key.0))
     }
 
@@ -164,14 +160,14 @@ impl Index {
 
     // ---- services ----
 
-    fn bound_service(&self, service: &ServiceFacts) -> Binding {
+    pub(super) fn bound_service(&self, service: &ServiceFacts) -> Binding {
         if service.never_bound || !service.published {
             return Binding::default();
         }
         self.bound(Traffic::Service, &service.namespace, &service.wish, false)
     }
 
-    fn bound_entry(&self, entry: &ServiceEntryFacts) -> Binding {
+    pub(super) fn bound_entry(&self, entry: &ServiceEntryFacts) -> Binding {
         if waypoint::never_bound(&entry.labels) {
             return Binding::default();
         }
@@ -351,133 +347,6 @@ impl Index {
             .then(|| self.objects.space(&self.mesh.root_namespace).peer_authentications.values());
         own.chain(root.into_iter().flatten()).map(|policy| &**policy)
     }
-
-    // ---- conditions ----
-
-    /// What became of what a policy or a route is for.
-    fn found(&self, subject: &Subject) -> Found {
-        let through = |binding: Binding| binding.waypoint.map_or(Found::Unbound, |at| Found::Bound(shown(&at.key)));
-        let missing = Found::Missing;
-        match subject {
-            Subject::Service(key) => {
-                let service = self.space(key).and_then(|space| space.services.get(&key.1));
-                service.map_or(missing, |service| through(self.bound_service(service)))
-            }
-            Subject::ServiceEntry(key) => {
-                let entry = self.space(key).and_then(|space| space.entries.get(&key.1));
-                entry.map_or(missing, |entry| through(self.bound_entry(entry)))
-            }
-            Subject::Host(host) => {
-                let wanting = self.objects.hosts.get(host).into_iter().flatten();
-                let found = wanting.map(|key| self.found(&Subject::ServiceEntry(key.clone())));
-                found
-                    .filter(|found| *found != Found::Missing)
-                    .max_by_key(|found| *found != Found::Unbound)
-                    .unwrap_or(missing)
-            }
-            Subject::Gateway(key) => {
-                let Some(gateway) = self.objects.gateways.get(key) else { return missing };
-                match self.controls(&gateway.spec.gateway_class_name) {
-                    None => missing,
-                    Some(false) => Found::Wrong(format!("Gateway {} is not a waypoint", shown(key))),
-                    Some(true) if self.objects.waypoints.contains_key(key) => Found::Bound(shown(key)),
-                    Some(true) => missing,
-                }
-            }
-            Subject::GatewayClass(name) => match self.controls(name) {
-                None => missing,
-                Some(true) => Found::Bound((**name).to_owned()),
-                Some(false) => {
-                    Found::Wrong(format!("GatewayClass must use controller name `{MESH_CONTROLLER}` for waypoints"))
-                }
-            },
-            Subject::Delegate(key) => {
-                let by = self.objects.delegators.get(key).and_then(|all| all.first());
-                by.map_or(missing, |by| Found::Bound(shown(by)))
-            }
-        }
-    }
-
-    /// Whether Gateways of a class are waypoints of ours; `None` if there is no such class.
-    fn controls(&self, class: &str) -> Option<bool> {
-        Some(self.objects.gateway_classes.get(class)?.spec.controller_name == MESH_CONTROLLER)
-    }
-
-    /// Keeps the conditions of an object. `stale`: conditions of ours stand there, so that none must be said as well.
-    fn report(&mut self, key: ObjectKey, conditions: Vec<PolicyCondition>, stale: bool, batch: &mut Batch) {
-        let wanted = (stale || !conditions.is_empty()).then_some(conditions);
-        if self.statuses.get(&key) == wanted.as_ref() {
-            return;
-        }
-        match &wanted {
-            Some(conditions) => self.statuses.insert(key.clone(), conditions.clone()),
-            None => self.statuses.remove(&key),
-        };
-        batch.changes.statuses.push((key, wanted.unwrap_or_default()));
-    }
-
-    // ---- resources ----
-
-    fn publish_policy(&mut self, item: Item, sent: Option<Authorization>, batch: &mut Batch) {
-        let sent = sent.map(|policy| {
-            let name = self.interner.string(&format!("{}/{}", policy.namespace, policy.name));
-            (name, published(&policy, ResourceKind::Policy))
-        });
-        self.publish(item, sent.into_iter().collect(), true, batch);
-    }
-
-    fn publish_workloads(&mut self, item: Item, workloads: impl IntoIterator<Item = Workload>, batch: &mut Batch) {
-        let sent = workloads.into_iter().map(|workload| self.workload_resource(workload)).collect();
-        self.publish(item, sent, false, batch);
-    }
-
-    fn workload_resource(&mut self, workload: Workload) -> (Arc<str>, Published) {
-        let name: Arc<str> = workload.uid.as_str().into();
-        let aliases = workload::aliases(&workload);
-        let follows = workload.services.keys().map(|service| self.interner.string(service)).collect();
-        let node = self.interner.string(&workload.node);
-        let message = Address { r#type: Some(address::Type::Workload(workload)) };
-        (name, Published { aliases, follows, node, ..published(&message, ResourceKind::Workload) })
-    }
-
-    fn service_resource(&mut self, service: Service, batch: &mut Batch) -> (Arc<str>, Published) {
-        let name = self.interner.string(&format!("{}/{}", service.namespace, service.hostname));
-        batch.claimed.insert(name.clone());
-        let aliases = service::aliases(&service);
-        let message = Address { r#type: Some(address::Type::Service(service)) };
-        (name, Published { aliases, ..published(&message, ResourceKind::Service) })
-    }
-
-    /// Puts what an item makes now in the place of what it made before.
-    fn publish(&mut self, item: Item, resources: Vec<(Arc<str>, Published)>, policy: bool, batch: &mut Batch) {
-        let (table, changes, gone) = if policy {
-            (&mut self.authorizations, &mut batch.changes.authorizations, &mut batch.gone_authorizations)
-        } else {
-            (&mut self.addresses, &mut batch.changes.addresses, &mut batch.gone_addresses)
-        };
-        let mut now = Vec::with_capacity(resources.len());
-        for (name, resource) in resources {
-            if table.get(&name) != Some(&resource.body) {
-                table.insert(name.clone(), resource.body.clone());
-                changes.push(Change::Upsert(name.clone(), resource));
-            }
-            now.push(name);
-        }
-        let before = self.made.remove(&item);
-        let before = before.as_ref().map(Made::names).unwrap_or_default();
-        gone.extend(before.iter().filter(|name| !now.contains(name)).cloned());
-        if let Some(made) = Made::of(now) {
-            self.made.insert(item, made);
-        }
-    }
-
-    /// Takes away what no item makes any more.
-    pub(super) fn settle(&mut self, batch: &mut Batch) {
-        let Batch { changes, claimed, gone_addresses, gone_authorizations } = batch;
-        let addresses = gone_addresses.drain(..).filter(|name| !claimed.contains(name));
-        remove(&mut self.addresses, addresses, &mut changes.addresses);
-        remove(&mut self.authorizations, gone_authorizations.drain(..), &mut changes.authorizations);
-    }
 }
 
 /// Who has a host in a namespace.
@@ -485,36 +354,6 @@ enum Winner {
     Service,
     /// And when it was made.
     Entry(Key, Option<k8s_openapi::jiff::Timestamp>),
-}
-
-impl Made {
-    fn of(mut names: Vec<Arc<str>>) -> Option<Self> {
-        match names.len() {
-            0 => None,
-            1 => names.pop().map(Self::One),
-            _ => Some(Self::Many(names.into())),
-        }
-    }
-
-    fn names(&self) -> &[Arc<str>] {
-        match self {
-            Self::One(name) => std::slice::from_ref(name),
-            Self::Many(names) => names,
-        }
-    }
-}
-
-fn remove(table: &mut Table, names: impl Iterator<Item = Arc<str>>, changes: &mut Vec<Change>) {
-    for name in names {
-        if table.remove(&name).is_some() {
-            changes.push(Change::Remove(name));
-        }
-    }
-}
-
-fn published(message: &impl Message, kind: ResourceKind) -> Published {
-    let body = Bytes::from(message.encode_to_vec());
-    Published { body, kind, aliases: Vec::new(), follows: Vec::new(), node: Arc::default() }
 }
 
 /// The waypoints before a workload: its services', and its own.
@@ -527,8 +366,4 @@ fn with(mut waypoints: Vec<Option<Arc<Waypoint>>>, standing: &Standing) -> Vec<O
 
 fn object_key(kind: Kind, (namespace, name): &Key) -> ObjectKey {
     ObjectKey { kind, namespace: namespace.clone(), name: name.clone() }
-}
-
-fn shown((namespace, name): &Key) -> String {
-    format!("{namespace}/{name}")
 }
