@@ -31,9 +31,9 @@ async fn a_control_plane_is_replaced_and_no_connection_fails() -> Result<()> {
         let old = lab.replace_istiod().await?;
         more(&load, 10).await?;
         // A pod that nobody has seen is made while the old one goes: it needs addresses and a certificate.
-        let replicas_of_web = [3, 1][round % 2];
-        lab.scale("shop", "web", replicas_of_web).await?;
-        lab.wait_ready("shop", "web", replicas_of_web).await?;
+        let wanted = [3, 1][round % 2];
+        lab.scale("shop", "web", wanted).await?;
+        lab.wait_ready("shop", "web", wanted as usize).await?;
         lab.wait_enrolled("shop", true).await?;
         for pod in lab.pods("shop", "web").await? {
             ensure!(get(&lab, "shop", &pod.name, "http://payments/").await?.ok(), "{} in round {round}", pod.name);
@@ -66,7 +66,7 @@ async fn agents_are_replaced_while_pods_come_and_go() -> Result<()> {
         more(&load, 10).await.context("without an agent")?;
         lab.start_component(agent.clone()).await?;
         lab.wait_component_ready(&agent).await?;
-        lab.wait_ready("shop", "web", replicas).await?;
+        lab.wait_ready("shop", "web", replicas as usize).await?;
         lab.wait_enrolled("shop", true).await?;
         for pod in lab.pods("shop", "web").await? {
             ensure!(get(&lab, "shop", &pod.name, "http://payments/").await?.ok(), "{} after round {round}", pod.name);
