@@ -35,7 +35,6 @@ const MESH_ANNOTATIONS: Rule =
     Keys(|key| key.split('/').next().is_some_and(|domain| domain.ends_with("istio.io") || domain == "aquifer.dev"));
 
 const POD: Rule = Only(&[
-    ("kind", All),
     (
         "metadata",
         Only(&[

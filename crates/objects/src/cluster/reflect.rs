@@ -122,6 +122,11 @@ impl Sink for Objects {
         if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             meta.remove("resourceVersion");
         }
+        // Stand in what is watched, but not in what is listed.
+        if let Some(fields) = object.as_object_mut() {
+            fields.remove("kind");
+            fields.remove("apiVersion");
+        }
         let hash = content_hash(&object);
         if let Some((sent, list)) = self.sent.get_mut(&key) {
             *list = self.list;

@@ -175,7 +175,10 @@ impl State {
     }
 
     fn send(&mut self, path: &str, what: &str, object: &Value) {
-        let line = line(what, object);
+        // Only what is watched says its kind; what is listed leaves that to the list.
+        let mut object = object.clone();
+        (object["kind"], object["apiVersion"]) = ("Kind".into(), "group/v1".into());
+        let line = line(what, &object);
         self.watchers.retain(|(watched, sender)| watched != path || sender.send(Ok(line.clone())).is_ok());
     }
 
