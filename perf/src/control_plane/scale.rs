@@ -11,7 +11,7 @@
 mod figures;
 mod process;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -51,8 +51,8 @@ pub(crate) async fn measure(options: &BenchOptions) -> Result<Found> {
 
 fn all(product: &Path, load: &Path) -> Result<Found> {
     let (istiod, load) = (product.join("istiod-lite"), load.join("aquifer-load"));
-    let mut found = Found::default();
-    found.empty_mib = Some(World::start(&load, &istiod, [0, 0, 1])?.settled(SETTLED));
+    let empty_mib = Some(World::start(&load, &istiod, [0, 0, 1])?.settled(SETTLED));
+    let mut found = Found { empty_mib, ..Found::default() };
     large(&load, &istiod, &mut found)?;
     for pods in SIZES {
         found.costs.push(cost(&load, &istiod, pods)?);
@@ -61,7 +61,7 @@ fn all(product: &Path, load: &Path) -> Result<Found> {
     Ok(found)
 }
 
-fn large(load: &PathBuf, istiod: &PathBuf, found: &mut Found) -> Result<()> {
+fn large(load: &Path, istiod: &Path, found: &mut Found) -> Result<()> {
     let mut world = World::start(load, istiod, [SERVICES, PODS, PROXIES])?;
     found.ready_s = Some(world.ready_s);
     found.objects_mib = Some(world.settled(SETTLED));
@@ -84,7 +84,7 @@ fn large(load: &PathBuf, istiod: &PathBuf, found: &mut Found) -> Result<()> {
 }
 
 /// One proxy is there, so that a change is encoded and sent as well.
-fn cost(load: &PathBuf, istiod: &PathBuf, pods: u32) -> Result<Cost> {
+fn cost(load: &Path, istiod: &Path, pods: u32) -> Result<Cost> {
     let mut world = World::start(load, istiod, [pods / 20, pods, PROXIES])?;
     world.ask(&format!("connect {} 1", world.discovery()))?;
     std::thread::sleep(SETTLED);

@@ -11,12 +11,12 @@ use http::{Method, Request};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
-use super::objects;
 use super::proto::{self, ADDRESS, AUTHORIZATION, Reader};
+use super::{api, objects};
 
 // As tonic's client has them.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -97,7 +97,11 @@ impl Proxies {
 }
 
 async fn proxy(address: SocketAddr, node: u32, tls: TlsConnector, tell: &Sender<Heard>) -> Result<()> {
-    let tcp = TcpStream::connect(address).await.context("connecting")?;
+    // Each node has an address of its own, by which a control plane may tell callers apart.
+    let socket = TcpSocket::new_v4()?;
+    let [high, low] = (node as u16 + 256).to_be_bytes();
+    socket.bind(SocketAddr::from(([127, 1, high, low], 0))).context("binding")?;
+    let tcp = socket.connect(address).await.context("connecting")?;
     tcp.set_nodelay(true)?;
     let name = ServerName::try_from("istiod.istio-system.svc")?;
     let tls = tls.connect(name, tcp).await.context("TLS")?;
@@ -121,7 +125,7 @@ async fn converse(client: h2::client::SendRequest<bytes::Bytes>, node: u32, tell
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("clusterid", "Kubernetes")
-        .header("authorization", format!("Bearer proxy-{node}"))
+        .header("authorization", format!("Bearer {}", api::token(node)))
         .body(())?;
     let (response, mut send) = client.send_request(request, false)?;
     let name = objects::proxy_name(node);

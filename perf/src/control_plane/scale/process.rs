@@ -66,8 +66,6 @@ impl World {
             Self { ready_s: 0.0, load, commands, answers, istiod: Ended(Command::new("true").spawn()?), ports, folder };
         world.answer().context("the API server")?;
         let begin = Instant::now();
-        let jwks = world.folder.path().join("jwks.json");
-        std::fs::write(&jwks, "{\"keys\":[]}")?;
         let mut command = Command::new(istiod);
         let addresses = [
             ("GRPC_ADDR", world.ports.plaintext),
