@@ -104,7 +104,11 @@ impl Config {
         let cluster_domain = non_empty(vars, "CLUSTER_DOMAIN", "cluster.local");
         let serving_names = serving_names(vars, &root_namespace, &cluster_domain);
         let source = source(vars);
-        let is_folder = matches!(source, source::Settings::Folder(_));
+        // Where nothing says which it is, a folder is what is being set up by hand.
+        let has_server = ["KUBECONFIG", "KUBERNETES_SERVICE_HOST"]
+            .iter()
+            .any(|key| vars.string(key).is_some_and(|value| !value.is_empty()));
+        let is_folder = matches!(source, source::Settings::Folder(_)) || !has_server;
         let config = Self {
             source,
             mesh: MeshConfig {
@@ -131,10 +135,8 @@ impl Config {
                     vars.string("AQUIFER_DATA_DIR").map(PathBuf::from)
                 },
                 // The kubelet brings a changed ConfigMap into pods within a minute and a half.
-                min_overlap: vars.duration(
-                    "ROOT_ROTATION_MIN_OVERLAP",
-                    Duration::from_secs(if is_folder { 0 } else { 120 }),
-                ),
+                min_overlap: vars
+                    .duration("ROOT_ROTATION_MIN_OVERLAP", Duration::from_secs(if is_folder { 0 } else { 120 })),
                 lifetimes: lifetimes(vars),
                 trusted_node_accounts: vars
                     .with("CA_TRUSTED_NODE_ACCOUNTS", accounts)

@@ -156,6 +156,8 @@ impl Schedule {
             n => BACKOFF.saturating_mul(1 << (n - 1).min(16)).min(BACKOFF_MAX),
         };
         entry.failures = entry.failures.saturating_add(1);
+        // The retry is new enough.
+        entry.again = false;
         entry.due = now + spread(delay, BACKOFF_JITTER, jitter);
         true
     }

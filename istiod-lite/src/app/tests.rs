@@ -31,6 +31,7 @@ use crate::test_support::{ISSUER, Signer, claims, write_jwks};
 mod clients;
 mod discovery;
 mod process;
+mod rotation;
 
 /// Five times what a push may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -450,9 +450,11 @@ impl Keeper {
 
     fn under_way(&self, rotation: &Rotation) -> Status {
         let back = if rotation.back { ", back to the old root" } else { "" };
+        // Settled is this phase's last moment; then it is said how it ended.
+        let phase = if rotation.phase == Phase::Settled { Phase::CutOver } else { rotation.phase };
         Status {
             request: rotation.id.clone(),
-            phase: rotation.phase.as_str().to_owned(),
+            phase: phase.as_str().to_owned(),
             message: format!("under way{back}"),
             since: rotation.since,
             signer: rotation.signs().0.clone(),
@@ -468,13 +470,12 @@ impl Keeper {
             (None, true) => ("aborted", "the old root alone is trusted".to_owned()),
             (None, false) => ("completed", "the new root alone is trusted".to_owned()),
         };
-        let settled = self.stored.done.is_some();
         Status {
             request: done.id.clone(),
             phase: phase.to_owned(),
             message,
             since: done.at,
-            signer: if settled { active.issuer.id().0.clone() } else { String::new() },
+            signer: active.issuer.id().0.clone(),
             ..Status::default()
         }
     }

@@ -52,7 +52,7 @@ pub async fn open(config: &Config, source: &Source, pods: Pods, metrics: CaMetri
         Source::Cluster(cluster) => {
             let namespace = mesh.root_namespace.clone();
             let store = SecretStore::new(cluster.client(), &namespace);
-            (Store::Secrets(store), Reports::Cluster { source: source.clone(), namespace })
+            (Store::Secrets(Box::new(store)), Reports::Cluster { source: source.clone(), namespace })
         }
     };
     let settings = Settings {

@@ -40,7 +40,7 @@ pub enum Store {
     /// In a folder.
     Folder(FolderStore),
     /// In Secrets.
-    Secrets(SecretStore),
+    Secrets(Box<SecretStore>),
 }
 
 /// What is kept.

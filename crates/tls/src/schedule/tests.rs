@@ -32,6 +32,42 @@ fn fetches_renews_at_half_life_and_forgets() {
 }
 
 #[test]
+fn all_are_renewed_soon_and_what_is_on_its_way_once_more() {
+    let (mut s, t0) = (Schedule::new(), Instant::now());
+    for n in 1..=4 {
+        s.want(&id(n), t0);
+        assert!(matches!(s.poll(t0), Step::Fetch(_)));
+    }
+    for n in 1..=2 {
+        s.fetched(&id(n), DAY, t0, 0.0);
+    }
+    // Due already, before any delay: stays so.
+    s.want(&id(5), t0);
+    let mut delay = secs(0.0);
+    s.renew_all(t0, || {
+        delay += secs(10.0);
+        delay
+    });
+    assert_eq!(s.poll(t0), Step::Fetch(id(5)));
+    // On their way since before: one comes, one fails.
+    s.fetched(&id(3), DAY, t0, 0.0);
+    assert_eq!(s.poll(t0), Step::Fetch(id(3)));
+    s.fetched(&id(3), DAY, t0, 0.0);
+    s.failed(&id(4), t0, 0.0);
+    let retry = t0 + QUICK_RETRY;
+    assert_eq!(s.poll(retry), Step::Fetch(id(4)));
+    s.fetched(&id(4), DAY, retry, 0.0);
+    // The others within their delays, and each once.
+    let late = t0 + secs(60.0);
+    let mut renewed = Vec::new();
+    while let Step::Fetch(identity) = s.poll(late) {
+        renewed.push(identity);
+    }
+    renewed.sort();
+    assert_eq!(renewed, [id(1), id(2)]);
+}
+
+#[test]
 fn retries_quickly_once_then_backs_off() {
     let (mut s, mut now) = (Schedule::new(), Instant::now());
     s.want(&id(1), now);

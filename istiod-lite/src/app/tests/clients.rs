@@ -66,7 +66,7 @@ impl World {
         self.path("token")
     }
 
-    fn xds_client(&self, address: std::net::SocketAddr) -> ClientConfig {
+    pub(super) fn xds_client(&self, address: std::net::SocketAddr) -> ClientConfig {
         ClientConfig {
             address: format!("https://{address}"),
             alt_hostname: Some(NAME.into()),
@@ -79,7 +79,7 @@ impl World {
         }
     }
 
-    fn ca_client(&self, address: std::net::SocketAddr) -> IstioCaClient {
+    pub(super) fn ca_client(&self, address: std::net::SocketAddr) -> IstioCaClient {
         IstioCaClient::new(CaConfig {
             address: format!("https://{address}"),
             root: TokenSource::Path(self.path("data/root-cert.pem")).into(),

@@ -296,7 +296,8 @@ fn proxy(trust: Trust, missing: &[&str]) -> Proxy {
 fn who_lags_is_named() {
     let limits = Limits { min_overlap: 60, max_ttl: 1000 };
     let (overlap, cut_over) = (at(Phase::Overlap, Stage::Gating), at(Phase::CutOver, Stage::Gating));
-    let table: [(&Rotation, i64, Option<Proxy>, Result<Phase, &str>); 13] = [
+    type Row<'a> = (&'a Rotation, i64, Option<Proxy>, Result<Phase, &'a str>);
+    let table: [Row<'_>; 13] = [
         (&overlap, 159, None, Err("mounted files: the ConfigMap is given 60 s to reach them")),
         (&overlap, 160, None, Ok(Phase::CutOver)),
         (&overlap, 500, Some(proxy(Trust::Adopted, &["a", "b"])), Ok(Phase::CutOver)),

@@ -253,3 +253,31 @@ mod any_response {
         }
     }
 }
+
+#[test]
+fn a_type_of_our_own_is_asked_for_only_where_it_is_served() {
+    let mut session = Session::new([Watch::wildcard(B), Watch::if_served(A)], node());
+    let mut sink = Sink::default();
+    let types = |requests: &[DeltaDiscoveryRequest]| requests.iter().map(|r| r.type_url.clone()).collect::<Vec<_>>();
+    assert_eq!(types(&session.initial_requests()), [B]);
+    assert!(session.served(&[""], &mut sink).is_empty() && sink.0.is_empty());
+    let of_b = DeltaDiscoveryResponse { type_url: B.to_owned(), nonce: "1".into(), ..Default::default() };
+    session.handle(of_b, &mut sink);
+    assert!(session.synced(), "a server need not have the other");
+    sink.0.clear();
+
+    session.reconnect();
+    assert_eq!(types(&session.served(&["other", A], &mut sink)), [A]);
+    assert_eq!(session.handle(response("2", vec![resource("x", "1")], &[]), &mut sink).error_detail, None);
+    session.reconnect();
+    let again = session.served(&[A], &mut sink);
+    assert_eq!(again[0].initial_resource_versions, [("x".to_owned(), "1".to_owned())].into());
+
+    // Another server, which knows nothing of it: what is held would never change again.
+    sink.0.clear();
+    session.reconnect();
+    assert!(session.served(&["other"], &mut sink).is_empty());
+    assert_eq!(sink.0, [(A.to_owned(), vec!["-x".to_owned()])]);
+    session.reconnect();
+    assert!(session.served(&[A], &mut sink)[0].initial_resource_versions.is_empty());
+}
