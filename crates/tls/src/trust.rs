@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn roots_are_read_and_none_is_an_error() {
-        let (a, b) = (TestCa::new("a").root_pem(), TestCa::new("b").root_pem());
+        let (a, b) = (TestCa::named("a").pem(), TestCa::named("b").pem());
         let bundle = TrustBundle::new(&format!("{a}{b}"), "").unwrap();
         assert_eq!((bundle.roots().len(), bundle.roots.len(), bundle.renewal), (2, 2, None));
         assert_eq!(TrustBundle::new(&a, "r/1").unwrap().renewal.as_deref(), Some("r/1"));

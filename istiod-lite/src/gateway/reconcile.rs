@@ -59,7 +59,7 @@ pub fn reconcile(input: &Input<'_>, settings: &Settings) -> Vec<Action> {
         Role::Waypoint => {}
     }
     match owner_version(gateway) {
-        Claimed::ByNewer => return Vec::new(),
+        Claimed::ByNewer => Vec::new(),
         Claimed::ByUs => waypoint(input, settings, key, Vec::new()),
         Claimed::No => waypoint(input, settings, key.clone(), vec![Action::Claim(key)]),
     }

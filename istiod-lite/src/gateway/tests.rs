@@ -177,7 +177,7 @@ fn what_stands_is_not_written_again() {
 fn a_gateway_that_never_rests_has_to_wait() {
     let start = Instant::now();
     let object = gateway(json!({}));
-    let mut controller = controller(&[object.clone()], settings(true), start);
+    let mut controller = controller(std::slice::from_ref(&object), settings(true), start);
     let mut turns = 0;
     for tick in 0..3000 {
         let now = start + Duration::from_millis(100 * tick);

@@ -93,7 +93,7 @@ fn the_dumps_details_are_the_references() {
     for cert in dump["certificates"].as_array().unwrap() {
         let shown = &cert["certChain"][0];
         let pem = unbase64(shown["pem"].as_str().unwrap());
-        let parsed = parse(0, &pem).unwrap();
+        let parsed = certificates(0, &pem).unwrap();
         let info = &parsed[0].1;
         assert_eq!(info.serial, shown["serialNumber"].as_str().unwrap());
         let text = |t: OffsetDateTime| t.format(&time::format_description::well_known::Rfc3339).unwrap();
