@@ -16,7 +16,7 @@ PROFILE ?= demo
 BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
 export MAKECMDGOALS
 
-.PHONY: help preflight deps build demo bench icount test test-api test-boring kube cluster-up cluster-down mutants lint deny fmt release clean
+.PHONY: help preflight deps build demo bench icount test test-api test-tunnels test-boring kube cluster-up cluster-down mutants lint deny fmt release clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
@@ -54,6 +54,9 @@ cluster-up: preflight deps ## Start a whole Kubernetes node, in namespaces of it
 
 cluster-down: ## End it: nothing of it stays.
 	@tests/cluster/down
+
+test-tunnels: preflight deps ## Run the lab tests with every fast path off: all that must hold, through tunnels alone.
+	FAST_PATHS=off cargo test -p aquifer-tests --test lab -- --test-threads="$${TEST_THREADS:-4}"
 
 test-boring: preflight deps ## Run the tests of all that speaks TLS on BoringSSL instead of AWS-LC.
 	@scripts/deps $(BORING_PACKAGES)

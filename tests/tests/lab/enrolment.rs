@@ -135,3 +135,28 @@ async fn pods_with_a_sidecar_stay_out_and_the_reason_is_named() -> Result<()> {
     }
     Ok(())
 }
+
+/// Whoever connects while the namespace comes and goes may be refused or cut, but learns of it: nobody waits for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_hangs_while_the_label_comes_and_goes() -> Result<()> {
+    let lab = shop(LabOptions::default()).await?;
+    // 28 is curl's time-out. The last line says that all of them were made.
+    let script =
+        "for i in $(seq 150); do curl -s -m 5 -o /dev/null http://payments/; [ $? = 28 ] && echo hung; done; echo done";
+    let clients = async || lab.exec("shop", "orders", &["sh", "-c", script]).await;
+    let toggles = async {
+        for _ in 0..5 {
+            lab.label_namespace("shop", "istio.io/dataplane-mode", Some("ambient")).await?;
+            wait_meshed(&lab, "shop").await?;
+            lab.label_namespace("shop", "istio.io/dataplane-mode", None).await?;
+            lab.wait_enrolled("shop", false).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (toggled, first, second, third) = tokio::join!(toggles, clients(), clients(), clients());
+    toggled?;
+    for said in [first?, second?, third?] {
+        assert_eq!(said.stdout.trim(), "done", "{said:?}");
+    }
+    Ok(())
+}

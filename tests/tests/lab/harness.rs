@@ -36,9 +36,16 @@ pub(crate) fn build_binaries() {
     });
 }
 
-/// A lab with these options.
-pub(crate) async fn lab(options: LabOptions) -> Result<Lab> {
+/// A lab with these options. `FAST_PATHS=off` turns off what a proxy may do beside the tunnel, unless the test says
+/// otherwise: everything must hold without it too.
+pub(crate) async fn lab(mut options: LabOptions) -> Result<Lab> {
     tokio::task::spawn_blocking(build_binaries).await?;
+    if std::env::var_os("FAST_PATHS").is_some_and(|value| value == "off") {
+        for env in [&mut options.ztunnel_env, &mut options.istiod_env] {
+            // What comes later counts.
+            env.insert(0, ("SAME_NODE_FAST_PATH".to_owned(), "false".to_owned()));
+        }
+    }
     Ok(Lab::start(options).await?)
 }
 
