@@ -13,6 +13,11 @@ use crate::harness::{access_lines_appear, connect, eventually, listen, raw, serv
 const COUNTER: &str = "add table inet seen; add chain inet seen out { type filter hook output priority 0; policy accept; }; \
                        add rule inet seen out tcp dport 15008 counter";
 
+/// The proxies' own choice; the control plane permits it, whatever the run says of fast paths.
+fn fast_path(on: &str) -> LabOptions {
+    LabOptions::default().istiod_var("SAME_NODE_FAST_PATH", "true").ztunnel_var("SAME_NODE_FAST_PATH", on)
+}
+
 /// Packets to 15008 that have left a pod so far.
 async fn tunnelled(lab: &Lab, pod: &str) -> Result<u64> {
     let list = lab.pod_netns_exec("raw", pod, &["nft", "list", "table", "inet", "seen"]).await?.stdout;
@@ -68,7 +73,7 @@ async fn end((mut client, mut server): (TcpStream, TcpStream)) -> Result<()> {
 async fn lines_and_counters_are_the_same_and_nothing_is_on_the_wire() -> Result<()> {
     let mut seen = Vec::new();
     for on in ["false", "true"] {
-        let lab = raw(LabOptions::default().ztunnel_var("SAME_NODE_FAST_PATH", on)).await?;
+        let lab = raw(fast_path(on)).await?;
         let c = lab.pod("raw", "c").await?;
         let listener = listen(&lab, &c, 7007)?;
         // The first brings the certificates.
@@ -102,7 +107,7 @@ async fn lines_and_counters_are_the_same_and_nothing_is_on_the_wire() -> Result<
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_policy_that_selects_either_pod_sees_its_traffic() -> Result<()> {
-    let lab = raw(LabOptions::default()).await?;
+    let lab = raw(fast_path("true")).await?;
     let c = lab.pod("raw", "c").await?;
     let listener = listen(&lab, &c, 7007)?;
     end(through(&lab, &listener).await?).await?;
