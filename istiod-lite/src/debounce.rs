@@ -8,31 +8,41 @@ use tokio::time::Instant;
 const SHORTEST: Duration = Duration::from_millis(5);
 /// In a storm, one publication in this time.
 const LONGEST: Duration = Duration::from_millis(100);
-/// So long after a publication the next change counts as a lone one.
+/// Changes that come one by one, this far apart or more, are lone ones: each goes out at once.
+const APART: Duration = Duration::from_millis(40);
+/// So long after a publication the next change counts as a lone one, whatever was before.
 const CALM: Duration = Duration::from_millis(200);
+/// A publication with as many changes was worth waiting for.
+const MANY: u32 = 4;
 
 /// Collects changes and says when they are due.
 #[derive(Debug)]
 pub struct Debounce {
     window: Duration,
     first_change: Option<Instant>,
+    /// Changes since the last publication, and in it.
+    changes: u32,
+    published: u32,
     last_publication: Option<Instant>,
 }
 
 impl Default for Debounce {
     fn default() -> Self {
-        Self { window: SHORTEST, first_change: None, last_publication: None }
+        Self { window: SHORTEST, first_change: None, changes: 0, published: 0, last_publication: None }
     }
 }
 
 impl Debounce {
     /// Something changed.
     pub fn changed(&mut self, now: Instant) {
+        self.changes = self.changes.saturating_add(1);
         if self.first_change.is_some() {
             return;
         }
         self.first_change = Some(now);
-        let busy = self.last_publication.is_some_and(|last| now - last < CALM);
+        let since = self.last_publication.map(|last| now - last);
+        let calm = if self.published < MANY { APART } else { CALM };
+        let busy = since.is_some_and(|since| since < calm);
         self.window = if busy { (self.window * 2).min(LONGEST) } else { SHORTEST };
     }
 
@@ -44,6 +54,7 @@ impl Debounce {
     /// It was published. Returns how long the first change has waited.
     pub fn published(&mut self, now: Instant) -> Duration {
         self.last_publication = Some(now);
+        self.published = std::mem::take(&mut self.changes);
         self.first_change.take().map_or(Duration::ZERO, |first| now - first)
     }
 }
@@ -77,6 +88,8 @@ mod tests {
         assert_eq!(publications([0]), [5]);
         assert_eq!(publications([0, 1, 2, 3]), [5]);
         assert_eq!(publications([0, 1000, 2000]), [5, 1005, 2005]);
+        // One after the other, each is one.
+        assert_eq!(publications([0, 50, 100, 150]), [5, 55, 105, 155]);
     }
 
     #[test]
@@ -86,6 +99,9 @@ mod tests {
         let gaps: Vec<u64> = out.windows(2).map(|w| w[1] - w[0]).collect();
         assert!(gaps.iter().all(|gap| *gap <= 101), "{gaps:?}");
         assert_eq!(out[0], 5);
+        // One change each 20 ms is no reason to publish each.
+        let drizzle = publications((0..2000).step_by(20));
+        assert!(drizzle.len() <= 50, "{drizzle:?}");
         // And calm brings back the short wait.
         let then = publications((0..1000).chain([5000]));
         assert_eq!(then.last(), Some(&5005));
