@@ -31,7 +31,7 @@ Settings (environment):
   GRPC_ADDR                  xDS without TLS ([::]:15010)
   SECURE_GRPC_ADDR           xDS and CA with TLS ([::]:15012)
   MONITORING_ADDR            metrics ([::]:15014)
-  HTTP_ADDR                  /ready, /debug/syncz ([::]:8080)
+  HTTP_ADDR                  /ready, /debug/{syncz,configz,registryz,proxies} ([::]:8080)
   RUST_LOG, LOG_FORMAT       log level (info) and shape (text, json)";
 
 /// Aquifer's control plane: Kubernetes objects to workload discovery, and the certificate authority.
