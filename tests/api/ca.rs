@@ -90,7 +90,7 @@ async fn replicas_that_start_together_make_one_root() {
     let namespace = server.namespace("root").await;
     let mut starting = tokio::task::JoinSet::new();
     for _ in 0..6 {
-        let store = Store::Secrets(store(server, &namespace).await);
+        let store = Store::Secrets(Box::new(store(server, &namespace).await));
         starting.spawn(async move { signer(&store).await.expect("a signer") });
     }
     let mut signers = starting.join_all().await;
@@ -107,7 +107,7 @@ async fn replicas_that_start_together_make_one_root() {
 async fn istios_own_signers_are_adopted_as_they_are() {
     let server = ApiServer::shared().await;
     let namespace = server.namespace("adopt").await;
-    let store = Store::Secrets(store(server, &namespace).await);
+    let store = Store::Secrets(Box::new(store(server, &namespace).await));
     let put = async |name: &str, kind: &str| {
         let made = Material::self_signed("istio", time::Duration::days(1), now()).expect("a root");
         let data: serde_json::Map<String, serde_json::Value> =
@@ -143,7 +143,7 @@ async fn replica(source: &Source, store: SecretStore, namespace: &str, name: &st
             lifetimes: Lifetimes { default: day, max: day },
             min_overlap: 0,
         },
-        store: Store::Secrets(store),
+        store: Store::Secrets(Box::new(store)),
         reports: Reports::Cluster { source: source.clone(), namespace: namespace.to_owned() },
         source: source.clone(),
         metrics: Metrics::register(&mut Registry::default()).ca,
@@ -162,7 +162,7 @@ async fn a_rotation_of_two_replicas_waits_for_both_and_survives_a_change_of_lead
     let namespace = server.namespace("rotate").await;
     let source = source_of(&server.kubeconfig()).await;
     let secrets = store(server, &namespace).await;
-    let all = Store::Secrets(secrets.clone());
+    let all = Store::Secrets(Box::new(secrets.clone()));
     let mut a = replica(&source, secrets.clone(), &namespace, "istiod-a").await;
     let mut b = replica(&source, secrets.clone(), &namespace, "istiod-b").await;
     let old = signer(&all).await.expect("a signer").0;
