@@ -3,12 +3,17 @@
 //! ```text
 //!   CreateCertificate ──► authn (who calls?) ──► node_auth (may it ask for that identity?)
 //!        (service)                                        │
-//!   [leaf, root bundle] ◄── issuer (root key) ◄── csr ◄───┘
+//!   [leaf, intermediates, bundle] ◄── issuer ◄── csr ◄────┘
+//!                                       ▲
+//!   store (folder, Secrets) ──► keeper ─┴─ authority: what signs now, whom all trust
+//!     rotation: from one root to another ──► RootBundle, ConfigMaps, our own listener
 //! ```
 //!
 //! Invariants: a leaf's identity comes from the authenticated caller or from an impersonation that
 //! was checked against the pods of the caller's node, never from the CSR; nothing outlives the
-//! signer; the root's private key is never readable by other users and never leaves [`root`].
+//! signer; every certificate in use was signed by a root that every proxy trusts, at each moment of a
+//! rotation; a private key is
+//! never readable by other users, never shown, and leaves [`material`] only for [`store`].
 
 pub mod authn;
 pub mod authority;
