@@ -3,6 +3,7 @@
 mod delta;
 mod tree;
 pub(crate) mod wire;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -126,13 +127,15 @@ impl Keyed for Arc<Resource> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResourceSet {
     types: BTreeMap<Arc<str>, TypeSet>,
+    /// Whether workloads are made of the addresses.
+    unwraps: bool,
 }
 
 impl ResourceSet {
     /// An empty set that serves these types. A request for any other type is refused.
     pub fn of_types<'a>(types: impl IntoIterator<Item = &'a str>) -> Self {
         let named = |t: &str| (Arc::<str>::from(t), TypeSet::new(t.into()));
-        Self { types: types.into_iter().map(named).collect() }
+        Self { types: types.into_iter().map(named).collect(), unwraps: false }
     }
 
     /// Adds or replaces a resource; says whether anything changed.

@@ -32,6 +32,8 @@ pub trait Source: Clone + Send + Sync + 'static {
     fn snapshot(&self) -> Arc<ResourceSet>;
     /// Changes whenever there is a newer set: the number of its generation.
     fn subscribe(&self) -> watch::Receiver<u64>;
+    /// A client asks for a type that the current set lacks: a source that can make it of others does so now.
+    fn want(&self, _type_url: &str) {}
 }
 
 /// Who opened a stream.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aquifer_proto::type_url::WORKLOAD;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -37,8 +38,10 @@ impl Publisher {
     /// share a publisher this way. Gives the generation in which the change is.
     pub fn update(&self, change: impl FnOnce(&mut ResourceSet) -> bool) -> u64 {
         let _one = self.writing.lock();
-        let mut set = (*self.current.load_full()).clone();
+        let before = self.current.load_full();
+        let mut set = (*before).clone();
         if change(&mut set) {
+            set.follow_addresses(&before);
             self.current.store(Arc::new(set));
             self.generation.send_modify(|generation| *generation += 1);
         }
@@ -53,5 +56,11 @@ impl Source for Publisher {
 
     fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    fn want(&self, type_url: &str) {
+        if type_url == WORKLOAD {
+            self.update(ResourceSet::serve_workloads);
+        }
     }
 }

@@ -213,6 +213,10 @@ impl<S: Source> ClientStream<S> {
                 told_at: None,
             });
         }
+        if self.current.of_type(&request.type_url).is_none() {
+            self.source.want(&request.type_url);
+            self.push();
+        }
         let Some(client) = &mut self.client else {
             return Ok(());
         };
