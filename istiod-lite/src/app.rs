@@ -30,10 +30,20 @@ use crate::xds::XdsAuthenticator;
 
 /// How long open streams may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+/// And pages that somebody still reads.
+const PAGES_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A running control plane.
 pub struct App {
     addresses: Addresses,
+    tracker: Tracker,
+    cancel: Cancel,
+    pages: OpenPages,
+}
+
+/// The HTTP port outlives everything else: it says that the rest is ending.
+struct OpenPages {
+    readiness: Readiness,
     tracker: Tracker,
     cancel: Cancel,
 }
@@ -133,7 +143,9 @@ impl App {
             configs: Some(configs),
             expiries: ca.service.expiries(),
         };
-        pages.into_server(&readiness).serve(HttpServer::on("http", listeners.http), &tracker, cancel.clone());
+        let open = OpenPages { readiness: readiness.clone(), tracker: Tracker::new(), cancel: Cancel::new() };
+        let http = HttpServer::on("http", listeners.http);
+        pages.into_server(&readiness).serve(http, &open.tracker, open.cancel.clone());
         let clients = xds.clients();
         let certificates = IstioCertificateServiceServer::new(ca.service.clone());
         let services = Services { xds: xds.into_service(), ca: Some(certificates) };
@@ -150,7 +162,7 @@ impl App {
         let until = cancel.clone();
         tracker.spawn("publish", async move { publish.run(watch, synced, &until).await });
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "istiod-lite started");
-        Ok(Self { addresses, tracker, cancel })
+        Ok(Self { addresses, tracker, cancel, pages: open })
     }
 
     /// Where it listens.
@@ -158,9 +170,12 @@ impl App {
         &self.addresses
     }
 
-    /// Ends streams and listeners in good order, or at the deadline.
+    /// Ends streams and listeners in good order, or at the deadline. From its beginning on it is not ready, so that
+    /// proxies that come back find another.
     pub async fn shutdown(self) {
+        let _unready = self.pages.readiness.register("draining");
         let ended = cancel::shutdown(&self.cancel, &self.tracker, SHUTDOWN_DEADLINE).await;
+        cancel::shutdown(&self.pages.cancel, &self.pages.tracker, PAGES_DEADLINE).await;
         tracing::info!(?ended, "istiod-lite stopped");
     }
 }

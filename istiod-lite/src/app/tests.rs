@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use aquifer_proto::ca::IstioCertificateRequest;
 use aquifer_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use aquifer_proto::security::Authorization;
-use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
+use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION, WORKLOAD};
 use aquifer_proto::workload::{self, Workload, address};
 use aquifer_proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};

@@ -40,6 +40,32 @@ async fn objects_reach_clients_and_changes_are_pushed() {
 }
 
 #[tokio::test]
+async fn workloads_without_their_wrapper_for_who_asks() {
+    let world = World::new();
+    let app = world.start().await;
+    let mut client = Client::fresh(world.channel(&app, NAME).await.unwrap(), &world.token()).await.unwrap();
+    client.sync().await;
+    let types = |body: &Value| body["resources"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert!(!types(&proxies(&app, |_| true).await).contains(&WORKLOAD.to_owned()));
+
+    client.requests.send(DeltaDiscoveryRequest { type_url: WORKLOAD.into(), ..Default::default() }).await.unwrap();
+    client.until(|c| c.held.contains_key(WORKLOAD)).await;
+    let revision = |c: &Client| {
+        let (_, bytes) = &c.held[WORKLOAD][PAYMENTS];
+        Workload::decode(bytes.as_slice()).unwrap().canonical_revision
+    };
+    assert_eq!(revision(&client), "v1");
+    assert!(client.held[WORKLOAD].keys().all(|name| client.workload(name).is_some()), "workloads alone");
+    assert!(client.held[WORKLOAD].len() < client.held[ADDRESS].len());
+
+    world.write("payments.yaml", &payments("v2"));
+    client.until(|c| revision(c) == "v2").await;
+    std::fs::remove_file(world.path("manifests/payments.yaml")).unwrap();
+    client.until(|c| !c.held[WORKLOAD].contains_key(PAYMENTS)).await;
+    app.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_storm_of_changes_is_few_pushes() {
     let world = World::new();
     let app = world.start().await;

@@ -56,6 +56,39 @@ async fn certificates_for_the_pods_of_the_callers_node() {
 }
 
 #[tokio::test]
+async fn it_is_not_ready_from_the_beginning_of_the_drain() {
+    let world = World::new();
+    let app = world.start().await;
+    let address = app.addresses().http;
+    let mut client = Client::fresh(world.channel(&app, NAME).await.unwrap(), &world.token()).await.unwrap();
+    client.sync().await;
+    assert!(http(address, "/ready").await.starts_with("HTTP/1.1 200"));
+
+    // Something takes its time to end.
+    let (release, held) = tokio::sync::oneshot::channel::<()>();
+    app.tracker.spawn("held", async move {
+        let _ = held.await;
+    });
+    let shutdown = app.shutdown();
+    let looks = async {
+        let started = tokio::time::Instant::now();
+        let answer = loop {
+            let answer = http(address, "/ready").await;
+            if !answer.starts_with("HTTP/1.1 200") {
+                break answer;
+            }
+            assert!(started.elapsed() < PATIENCE, "still ready");
+            tokio::task::yield_now().await;
+        };
+        assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+        assert!(answer.ends_with("not ready, pending: draining\n"), "{answer}");
+        drop(release);
+    };
+    tokio::join!(shutdown, looks);
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed in the end");
+}
+
+#[tokio::test]
 async fn pages_tell_of_readiness_clients_and_counts() {
     let world = World::new();
     let app = world.start().await;
