@@ -46,6 +46,7 @@ pub(crate) async fn measure(options: &BenchOptions, out: &Path) -> Result<Result
     options.bin.as_deref().map_or(Ok(()), bed::check_binaries)?;
     permitted(&data)?;
     symbols(options)?;
+    forget(out)?;
     let works: Vec<&Work> = match options.works.as_slice() {
         [] => WORKS.iter().filter(|work| WORKS_RECORDED.contains(&work.id)).collect(),
         _ => run::chosen(options)?,
@@ -74,7 +75,6 @@ pub(crate) async fn measure(options: &BenchOptions, out: &Path) -> Result<Result
         }
         bed.stop().await?;
     }
-    let _ = fs::remove_file(&data);
     results.seconds = begin.elapsed().as_secs_f64();
     Ok(results)
 }
@@ -88,7 +88,7 @@ fn permitted(data: &Path) -> Result<()> {
         .stdin(Stdio::null())
         .output();
     match tried {
-        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.success() => Ok(fs::remove_file(data)?),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let why = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect::<Vec<_>>().join(" ");
@@ -96,6 +96,17 @@ fn permitted(data: &Path) -> Result<()> {
         }
         Err(error) => bail!("no profile: perf cannot be run ({error}): Debian has it in `linux-perf`"),
     }
+}
+
+/// Removes an earlier run's graphs: they would stand beside a report that does not speak of them.
+fn forget(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(out).with_context(|| format!("reading {}", out.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "svg" || ending == "folded") {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Fails unless the proxy's functions have names.
@@ -128,11 +139,12 @@ async fn record(bed: &Bed, work: &Work, options: &BenchOptions, data: &Path) -> 
     println!("  {:<13} {}", bed.mode, run::line(&sample, work.primary()));
     // While the processes live: their files are named in their own mounts.
     let output = Command::new("perf")
-        .args(["script", "-F", "comm,pid,tid,ip,sym", "-i"])
+        .args(["script", "-F", "comm,pid,tid,ip,sym", "--show-task-events", "-i"])
         .arg(data)
         .stdin(Stdio::null())
         .output()
         .context("reading what perf recorded")?;
+    fs::remove_file(data).with_context(|| format!("removing {}", data.display()))?;
     ensure!(output.status.success(), "perf script: {}", String::from_utf8_lossy(&output.stderr).trim());
     let mut names: BTreeMap<u32, Option<String>> = BTreeMap::new();
     let name = |pid: u32| names.entry(pid).or_insert_with(|| program(pid)).clone();
@@ -150,7 +162,9 @@ fn program(pid: u32) -> Option<String> {
 /// An SVG and the folded stacks of each component.
 fn write(folded: &Folded, out: &Path, name: &str, title: &str) -> Result<()> {
     for (component, stacks) in folded.components() {
-        let file = |ending: &str| out.join(format!("{name}-{component}.{ending}"));
+        // A thread may be called anything.
+        let plain = component.replace(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-', "_");
+        let file = |ending: &str| out.join(format!("{name}-{plain}.{ending}"));
         let lines: String = stacks.iter().map(|(stack, count)| format!("{} {count}\n", stack.join(";"))).collect();
         let svg = flame::svg(&format!("{title}: {component}"), stacks);
         for (path, text) in [(file("svg"), svg), (file("folded"), lines)] {

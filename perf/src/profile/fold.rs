@@ -11,6 +11,12 @@ pub(super) type Stacks = BTreeMap<Stack, u64>;
 pub(super) const KERNEL: &str = " [k]";
 /// Kernel threads and interrupts that came while a core was idle.
 const NOBODY: &str = "kernel";
+/// What else ran: each less than a graph is worth.
+const OTHERS: &str = "others";
+/// The part of all samples from which on a component stands for itself.
+const WORTH: f64 = 0.005;
+/// Begins what perf prints of an event that is no sample.
+const EVENT: &str = "PERF_RECORD_";
 /// The kernel's half of the addresses.
 const KERNEL_ADDRESSES: u64 = 1 << 63;
 
@@ -18,12 +24,13 @@ const KERNEL_ADDRESSES: u64 = 1 << 63;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Folded(BTreeMap<String, Stacks>);
 
-/// Folds what `perf script -F comm,pid,tid,ip,sym` printed. `program` names the file that a process runs, where it
-/// still does; else its thread's name stands for it.
+/// Folds what `perf script -F comm,pid,tid,ip,sym --show-task-events` printed. `program` names the file that a process
+/// runs, where it still does; else it has the name that it began with, which its threads may not share.
 pub(super) fn fold(text: &str, mut program: impl FnMut(u32) -> Option<String>) -> Folded {
+    let began = text.lines().filter_map(began).collect::<BTreeMap<_, _>>();
     let mut folded = Folded::default();
     for sample in text.split("\n\n") {
-        let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
+        let mut lines = sample.lines().filter(|line| !line.trim().is_empty() && !line.contains(EVENT));
         let Some((comm, pid)) = lines.next().and_then(head) else { continue };
         let mut stack: Stack = lines.filter_map(frame).collect();
         stack.reverse();
@@ -31,15 +38,20 @@ pub(super) fn fold(text: &str, mut program: impl FnMut(u32) -> Option<String>) -
         if idle && !stack.iter().any(|frame| frame.contains("softirq") || frame.contains("sysvec")) {
             continue;
         }
-        let component = match program(pid) {
+        let component = match program(pid).or_else(|| began.get(&pid).map(|name| (*name).to_owned())) {
             Some(name) => name,
             None if idle || stack.iter().all(|frame| frame.ends_with(KERNEL)) => NOBODY.to_owned(),
             None => comm,
         };
-        // A thread's name tells workers from the rest.
         *folded.0.entry(component).or_default().entry(stack).or_default() += 1;
     }
-    folded
+    folded.with_others()
+}
+
+/// The name that a process got as it began to run a program: `… PERF_RECORD_COMM exec: name:pid/tid`.
+fn began(line: &str) -> Option<(u32, &str)> {
+    let (name, ids) = line.split_once("PERF_RECORD_COMM exec: ")?.1.rsplit_once(':')?;
+    Some((ids.split('/').next()?.parse().ok()?, name))
 }
 
 /// `comm pid/tid`; the name may hold blanks.
@@ -66,6 +78,20 @@ fn short(symbol: &str) -> String {
 }
 
 impl Folded {
+    /// The same, where what ran hardly at all is one component.
+    fn with_others(self) -> Self {
+        let all = self.0.values().map(total).sum::<u64>() as f64;
+        let mut merged = Self::default();
+        for (component, stacks) in self.0 {
+            let name = if total(&stacks) as f64 >= WORTH * all { component } else { OTHERS.to_owned() };
+            let into = merged.0.entry(name).or_default();
+            for (stack, count) in stacks {
+                *into.entry(stack).or_default() += count;
+            }
+        }
+        merged
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -137,7 +163,11 @@ swapper     0/0
 \tffffffff81c00000 net_rx_action
 \tffffffff81c00010 __do_softirq
 
-gone by now  99/99   
+as it began  99/99   PERF_RECORD_COMM exec: gone by now:99/99
+a thread  99/100  
+\t          401000 [unknown]
+
+nobody knows  98/98   
 \t          401000 [unknown]
 ";
 
@@ -148,11 +178,14 @@ gone by now  99/99
     #[test]
     fn threads_of_a_program_are_one_component_and_idling_is_none() {
         let folded = folded();
-        assert_eq!(folded.components().map(|(name, _)| name).collect::<Vec<_>>(), ["gone by now", "kernel", "ztunnel"]);
+        assert_eq!(
+            folded.components().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["gone by now", "kernel", "nobody knows", "ztunnel"]
+        );
         let (_, stacks) = folded.components().last().unwrap();
         let send = ["main", "h2::proto::Connection<T>::poll", "tcp_sendmsg [k]"].map(str::to_owned).to_vec();
         assert_eq!((stacks.len(), stacks[&send]), (2, 1));
-        assert_eq!(folded.shares()[0], ("ztunnel", 0.5));
+        assert_eq!(folded.shares()[0], ("ztunnel", 0.4));
         assert_eq!(folded.in_kernel("ztunnel"), 0.5);
     }
 
@@ -164,6 +197,14 @@ gone by now  99/99
         assert_eq!(of("h2::proto::Connection<T>::poll"), Some((0.5, 1.0)));
         assert_eq!(of("tcp_sendmsg [k]"), Some((0.5, 0.5)));
         assert!(folded().functions("envoy").is_empty());
+    }
+
+    #[test]
+    fn what_hardly_ran_is_one_component() {
+        let sample = |name: &str| format!("{name}  1/1  \n\t 401000 main\n\n");
+        let folded = fold(&(sample("much").repeat(500) + &sample("little") + &sample("less")), |_| None);
+        let count = |(name, stacks)| (name, total(stacks));
+        assert_eq!(folded.components().map(count).collect::<Vec<_>>(), [("much", 500), ("others", 2)]);
     }
 
     #[test]
