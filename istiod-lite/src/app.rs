@@ -146,7 +146,7 @@ impl App {
         let open = OpenPages { readiness: readiness.clone(), tracker: Tracker::new(), cancel: Cancel::new() };
         let http = HttpServer::on("http", listeners.http);
         pages.into_server(&readiness).serve(http, &open.tracker, open.cancel.clone());
-        let clients = xds.clients();
+        let (clients, trust_domains) = (xds.clients(), ca.trust_domains.clone());
         let certificates = IstioCertificateServiceServer::new(ca.service.clone());
         let services = Services { xds: xds.into_service(), ca: Some(certificates) };
         ca.run(publisher.clone(), clients, leader, &tracker, &cancel).await?;
@@ -157,7 +157,7 @@ impl App {
             serve::grpc("xds and ca", listeners.secure, Some(tls), services, &serve, &when_synced);
             drop(unready);
         };
-        let publish = Publish::new(&config.mesh, pod_writer, publisher, status, metrics.push);
+        let publish = Publish::new(&config.mesh, trust_domains, pod_writer, publisher, status, metrics.push);
         let publish = publish.with_questions(questions);
         let until = cancel.clone();
         tracker.spawn("publish", async move { publish.run(watch, synced, &until).await });

@@ -19,6 +19,7 @@ pub mod ca;
 pub mod config;
 pub mod debounce;
 pub mod debug;
+pub mod follow;
 pub mod gateway;
 pub mod index;
 pub mod leader;

@@ -18,9 +18,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::ca::pods::{PodFacts, PodWriter};
+use crate::ca::trust_domain::TrustDomains;
 use crate::config::MeshConfig;
 use crate::debounce::Debounce;
 use crate::debug::Question;
+use crate::follow::Follow;
 use crate::index::{Change, Changes, Dirty, Index, Published, ResourceKind};
 use crate::metrics::{PushMetrics, type_label};
 use crate::revision::{DEFAULT, Revision};
@@ -33,6 +35,7 @@ const BATCH: usize = 1024;
 /// The task's state.
 pub struct Publish {
     index: Index,
+    follow: Follow,
     pods: PodWriter,
     publisher: Publisher,
     status: StatusQueue,
@@ -51,6 +54,7 @@ impl Publish {
     /// A publisher of nothing yet.
     pub fn new(
         config: &MeshConfig,
+        trust_domains: TrustDomains,
         pods: PodWriter,
         publisher: Publisher,
         status: StatusQueue,
@@ -73,6 +77,7 @@ impl Publish {
         };
         Self {
             index: Index::new(mesh),
+            follow: Follow::new(config, trust_domains),
             pods,
             publisher,
             status,
@@ -242,6 +247,10 @@ impl Publish {
         }
         for field in changes.mesh.iter().flat_map(|mesh| &mesh.without_effect) {
             tracing::warn!("MeshConfig: {field}");
+        }
+        // Before anybody hears of it: who asks for an identity of the new domain is given it.
+        if let Some(change) = &changes.mesh {
+            self.follow.mesh(&change.mesh);
         }
         for (key, conditions) in &changes.statuses {
             self.status.conditions(key, conditions.iter().map(Condition::from).collect());

@@ -32,6 +32,7 @@ mod clients;
 mod discovery;
 mod process;
 mod rotation;
+mod trust_domain;
 
 /// Five times what a push may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,6 +10,7 @@ use super::client_cert;
 use super::jwt::{JwtAuthenticator, JwtError, TokenSubject};
 use super::pods::Pods;
 use super::token_review::{ReviewError, TokenReviewer};
+use super::trust_domain::TrustDomains;
 
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,13 +142,13 @@ pub struct Authenticators {
     list: Vec<Authenticator>,
     pods: Pods,
     cluster_id: String,
-    trust_domain: String,
+    trust_domains: TrustDomains,
 }
 
 impl Authenticators {
-    /// Callers are known by a certificate of `trust_domain` or by one of `list`; their pods must be in `pods`.
-    pub fn new(list: Vec<Authenticator>, pods: Pods, cluster_id: String, trust_domain: String) -> Self {
-        Self { list, pods, cluster_id, trust_domain }
+    /// Callers are known by a certificate of `trust_domains` or by one of `list`; their pods must be in `pods`.
+    pub fn new(list: Vec<Authenticator>, pods: Pods, cluster_id: String, trust_domains: TrustDomains) -> Self {
+        Self { list, pods, cluster_id, trust_domains }
     }
 
     /// Who shows these credentials? A certificate comes before a token, as in Istio.
@@ -176,7 +177,7 @@ impl Authenticators {
 
     /// A workload of the mesh that has a certificate already. It names no pod, so it can impersonate nobody.
     fn by_certificate(&self, leaf: &CertificateDer<'_>) -> Result<Caller, AuthnError> {
-        let identity = client_cert::identity(leaf, &self.trust_domain).map_err(AuthnError::Certificate)?;
+        let identity = client_cert::identity(leaf, &self.trust_domains).map_err(AuthnError::Certificate)?;
         Ok(Caller {
             namespace: identity.namespace.to_string(),
             service_account: identity.service_account.to_string(),

@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 
 use super::authority::{Active, Authority};
+use super::trust_domain::TrustDomains;
 
 /// Takes clients without a certificate, and those with one that leads to a root of the mesh.
 #[derive(Debug)]
@@ -102,12 +103,12 @@ impl ClientCertVerifier for MeshClients {
     }
 }
 
-/// The one SPIFFE identity of `leaf`, if it is of `trust_domain`; else its URIs.
-pub fn identity(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<Identity, Vec<String>> {
+/// The one SPIFFE identity of `leaf`, if it is of one of `trust_domains`; else its URIs.
+pub fn identity(leaf: &CertificateDer<'_>, trust_domains: &TrustDomains) -> Result<Identity, Vec<String>> {
     let uris = uris(leaf);
     match uris.as_slice() {
         [uri] => match uri.parse::<Identity>() {
-            Ok(identity) if *identity.trust_domain == *trust_domain => Ok(identity),
+            Ok(identity) if trust_domains.know(&identity.trust_domain) => Ok(identity),
             _ => Err(uris),
         },
         _ => Err(uris),

@@ -30,6 +30,7 @@ use super::rotation::reports::Reports;
 use super::rotation::request::{self, Request, Status};
 use super::rotation::{Goal, Limits, Observed, Phase, Rotation, Stage};
 use super::store::{Done, Kept, Place, Signing, State, Store, StoreError, Stored};
+use super::trust_domain::TrustDomains;
 use crate::metrics::CaMetrics;
 
 /// The one bundle's name.
@@ -52,7 +53,7 @@ pub struct Settings {
     /// Where the control plane is.
     pub root_namespace: String,
     /// The mesh's trust domain.
-    pub trust_domain: String,
+    pub trust_domains: TrustDomains,
     /// Accounts of node proxies.
     pub node_accounts: Vec<(String, String)>,
     /// Of workload certificates.
@@ -112,7 +113,7 @@ impl Parts {
     /// Reads the signers, or makes the first one. A folder's fault is final; an API server may come back.
     pub async fn open(self) -> Result<Opened, OpenError> {
         let now = OffsetDateTime::now_utc();
-        let stored = self.store.load(&self.settings.trust_domain, now).await?;
+        let stored = self.store.load(&self.settings.trust_domains.own(), now).await?;
         let active = active(&stored, self.settings.lifetimes, now)?;
         let ledger = Ledger::default();
         ledger.begin(active.step.clone());
@@ -251,7 +252,7 @@ impl Keeper {
 
     /// Makes what is kept what signs.
     async fn follow(&mut self, now: OffsetDateTime) -> Result<(), String> {
-        let stored = self.store.load(&self.settings.trust_domain, now).await.map_err(|e| e.to_string())?;
+        let stored = self.store.load(&self.settings.trust_domains.own(), now).await.map_err(|e| e.to_string())?;
         if stored == self.stored {
             return Ok(());
         }
@@ -367,7 +368,7 @@ impl Keeper {
                 self.settings.root_namespace
             )),
             (Goal::Complete, None, Place::SelfSigned) => {
-                Material::self_signed(&self.settings.trust_domain, LIFETIME, now)
+                Material::self_signed(&self.settings.trust_domains.own(), LIFETIME, now)
                     .map(|made| (made, Place::SelfSigned))
                     .map_err(|e| format!("cannot make a root: {e}"))
             }
@@ -442,7 +443,7 @@ impl Keeper {
         let mesh = Mesh {
             pods: &pods,
             node_accounts: &self.settings.node_accounts,
-            trust_domain: &self.settings.trust_domain,
+            trust_domain: &self.settings.trust_domains.own(),
             root_namespace: &self.settings.root_namespace,
         };
         Ok(observe::observe(rotation, &reports, &mesh, now))

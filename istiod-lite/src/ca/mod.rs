@@ -36,3 +36,4 @@ pub mod serving;
 pub mod start;
 pub mod store;
 pub mod token_review;
+pub mod trust_domain;

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::authn::Caller;
 use super::pods::Pods;
+use super::trust_domain::TrustDomains;
 
 /// How long a request waits for a pod that is not known here yet. The node agent and the node proxy hear of a pod from
 /// its own kubelet, we from the API server, some ten milliseconds later; a busy API server may take longer. A proxy gives
@@ -61,14 +62,14 @@ impl Refusal {
 pub struct NodeAuthorizer {
     waiting: Semaphore,
     trusted: HashSet<(String, String)>,
-    trust_domain: String,
+    trust_domains: TrustDomains,
     pods: Pods,
 }
 
 impl NodeAuthorizer {
     /// `trusted`: namespace and name of the accounts of node proxies.
-    pub fn new(trusted: impl IntoIterator<Item = (String, String)>, trust_domain: String, pods: Pods) -> Self {
-        Self { waiting: Semaphore::new(MAX_WAITING), trusted: trusted.into_iter().collect(), trust_domain, pods }
+    pub fn new(trusted: impl IntoIterator<Item = (String, String)>, trust_domains: TrustDomains, pods: Pods) -> Self {
+        Self { waiting: Semaphore::new(MAX_WAITING), trusted: trusted.into_iter().collect(), trust_domains, pods }
     }
 
     /// The identity that `caller` may be given when it asks for `requested`; waits for pods for at most [`POD_WAIT`].
@@ -111,7 +112,8 @@ impl NodeAuthorizer {
             .filter(|text| text.bytes().all(|b| b.is_ascii_graphic()))
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| Refusal::Malformed(requested.to_owned()))?;
-        if *identity.trust_domain != *self.trust_domain {
+        // An alias makes a caller known; what is issued is of the mesh's own domain alone.
+        if identity.trust_domain != self.trust_domains.own() {
             return Err(Refusal::ForeignTrustDomain(identity));
         }
         if !self.pods.runs_on(&node, &identity.namespace, &identity.service_account) {

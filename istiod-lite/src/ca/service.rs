@@ -17,6 +17,7 @@ use super::issuer::IssueError;
 use super::ledger::{self, Ledger};
 use super::limits::RateLimit;
 use super::node_auth::{NodeAuthorizer, Refusal};
+use super::trust_domain::TrustDomains;
 use crate::debug::Expiries;
 use crate::metrics::CaMetrics;
 
@@ -36,7 +37,7 @@ struct Inner {
     ledger: Ledger,
     authenticators: Arc<Authenticators>,
     nodes: NodeAuthorizer,
-    trust_domain: Arc<str>,
+    trust_domains: TrustDomains,
     rate: RateLimit<String>,
     metrics: CaMetrics,
     expiries: Expiries,
@@ -49,16 +50,16 @@ impl CertificateService {
         ledger: Ledger,
         authenticators: Arc<Authenticators>,
         nodes: NodeAuthorizer,
-        trust_domain: &str,
+        trust_domains: TrustDomains,
         metrics: CaMetrics,
     ) -> Self {
-        let (trust_domain, rate) = (trust_domain.into(), RateLimit::new(PER_CALLER.0, PER_CALLER.1));
+        let rate = RateLimit::new(PER_CALLER.0, PER_CALLER.1);
         Self(Arc::new(Inner {
             authority,
             ledger,
             authenticators,
             nodes,
-            trust_domain,
+            trust_domains,
             rate,
             metrics,
             expiries: Expiries::default(),
@@ -102,7 +103,7 @@ impl IstioCertificateService for CertificateService {
         let request = request.into_inner();
         let identity = match impersonated(&request) {
             Ok(None) => Ok(Identity {
-                trust_domain: Arc::clone(&this.trust_domain),
+                trust_domain: this.trust_domains.own(),
                 namespace: caller.namespace.as_str().into(),
                 service_account: caller.service_account.as_str().into(),
             }),

@@ -21,6 +21,7 @@ use super::service::CertificateService;
 use super::serving::ServingCert;
 use super::store::{FolderStore, SecretStore, Store};
 use super::token_review::{ApiServer, TokenReviewer};
+use super::trust_domain::TrustDomains;
 use crate::config::Config;
 use crate::metrics::CaMetrics;
 
@@ -34,6 +35,8 @@ pub struct Ca {
     pub authenticators: Arc<Authenticators>,
     /// The one call.
     pub service: CertificateService,
+    /// The domain of what is issued; whoever reads the MeshConfig sets it.
+    pub trust_domains: TrustDomains,
     /// Our own certificate.
     pub serving: ServingCert,
     opened: Opened,
@@ -55,10 +58,11 @@ pub async fn open(config: &Config, source: &Source, pods: Pods, metrics: CaMetri
             (Store::Secrets(Box::new(store)), Reports::Cluster { source: source.clone(), namespace })
         }
     };
+    let trust_domains = TrustDomains::from(mesh.trust_domain.as_str());
     let settings = Settings {
         replica: mesh.pod_name.clone(),
         root_namespace: mesh.root_namespace.clone(),
-        trust_domain: mesh.trust_domain.clone(),
+        trust_domains: trust_domains.clone(),
         node_accounts: ca.trusted_node_accounts.clone(),
         lifetimes: ca.lifetimes,
         min_overlap: i64::try_from(ca.min_overlap.as_secs()).unwrap_or(i64::MAX),
@@ -72,12 +76,11 @@ pub async fn open(config: &Config, source: &Source, pods: Pods, metrics: CaMetri
     let authority = opened.authority();
     let now = OffsetDateTime::now_utc();
     let serving = ServingCert::new(authority.clone(), ca.serving_names.clone(), now)?;
-    let authenticators = Arc::new(authenticators(config, source, pods.clone()));
-    let trust_domain = mesh.trust_domain.as_str();
-    let nodes = NodeAuthorizer::new(ca.trusted_node_accounts.clone(), trust_domain.into(), pods.clone());
+    let authenticators = Arc::new(authenticators(config, source, pods.clone(), trust_domains.clone()));
+    let nodes = NodeAuthorizer::new(ca.trusted_node_accounts.clone(), trust_domains.clone(), pods.clone());
     let (ledger, callers) = (opened.ledger(), Arc::clone(&authenticators));
-    let service = CertificateService::new(authority, ledger, callers, nodes, trust_domain, metrics);
-    Ok(Ca { authenticators, service, serving, opened, source: source.clone(), pods })
+    let service = CertificateService::new(authority, ledger, callers, nodes, trust_domains.clone(), metrics);
+    Ok(Ca { authenticators, service, trust_domains, serving, opened, source: source.clone(), pods })
 }
 
 async fn patiently(parts: Parts) -> anyhow::Result<Opened> {
@@ -94,7 +97,7 @@ async fn patiently(parts: Parts) -> anyhow::Result<Opened> {
     }
 }
 
-fn authenticators(config: &Config, source: &Source, pods: Pods) -> Authenticators {
+fn authenticators(config: &Config, source: &Source, pods: Pods, trust_domains: TrustDomains) -> Authenticators {
     let authn = &config.authn;
     let mut list = Vec::new();
     if let Some((issuer, jwks)) = &authn.jwt {
@@ -108,7 +111,7 @@ fn authenticators(config: &Config, source: &Source, pods: Pods) -> Authenticator
         let reviewer = TokenReviewer::new(ApiServer(cluster.client()), authn.audiences.clone());
         list.push(Authenticator::TokenReview(reviewer));
     }
-    Authenticators::new(list, pods, config.mesh.cluster_id.clone(), config.mesh.trust_domain.clone())
+    Authenticators::new(list, pods, config.mesh.cluster_id.clone(), trust_domains)
 }
 
 impl Ca {

@@ -59,7 +59,7 @@ async fn open(dir: &tempfile::TempDir) -> Opened {
         settings: Settings {
             replica: "istiod-lite".into(),
             root_namespace: ROOT_NAMESPACE.into(),
-            trust_domain: "cluster.local".into(),
+            trust_domains: "cluster.local".into(),
             node_accounts: vec![(ROOT_NAMESPACE.into(), "ztunnel".into())],
             lifetimes: Lifetimes { default: day, max: day },
             min_overlap: 0,

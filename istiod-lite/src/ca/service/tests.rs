@@ -134,7 +134,7 @@ async fn the_recorded_calls_get_the_recorded_answers() {
         Ledger::default(),
         Arc::new(authenticators),
         NodeAuthorizer::new(trusted, "cluster.local".into(), table),
-        "cluster.local",
+        "cluster.local".into(),
         Metrics::register(&mut registry).ca,
     );
     let token = signer.sign(&claims("istio-system", "ztunnel", "ztunnel-x", "z1"));
