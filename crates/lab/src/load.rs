@@ -8,6 +8,8 @@ use crate::process::Process;
 
 /// No load runs longer, whoever forgets it.
 const MAX_SECONDS: u32 = 300;
+/// A request that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Load that runs. Dropping it ends it.
 #[derive(Debug)]
@@ -25,10 +27,23 @@ pub struct LoadReport {
 impl Load {
     /// Starts `clients` loops of curl in the pod (by its name or its Deployment's).
     pub fn start(lab: &Lab, namespace: &str, pod: &str, url: &str, clients: usize) -> Result<Self> {
+        Self::patient(lab, namespace, pod, url, clients, PATIENCE)
+    }
+
+    /// The same, with whole seconds that a request may take: for when something in its way is held up on purpose.
+    pub fn patient(
+        lab: &Lab,
+        namespace: &str,
+        pod: &str,
+        url: &str,
+        clients: usize,
+        patience: Duration,
+    ) -> Result<Self> {
+        let patience = patience.as_secs();
         // One line a request: HTTP status, curl's exit code, its words. A status other than 200 is a failure too.
         let script = format!(
             "end=$(( $(date +%s) + {MAX_SECONDS} )); while [ $(date +%s) -lt $end ]; do \
-             curl -s -m 10 -o /dev/null -w '%{{http_code}} %{{exitcode}} %{{errormsg}}\\n' '{url}'; done"
+             curl -s -m {patience} -o /dev/null -w '%{{http_code}} %{{exitcode}} %{{errormsg}}\\n' '{url}'; done"
         );
         let loops = (0..clients).map(|_| lab.spawn(namespace, pod, &["sh", "-c", &script])).collect::<Result<_>>()?;
         Ok(Self { loops })

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_lab::{Component, ExecOutput, Lab, LabOptions, PodInfo};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
 
 pub(crate) const SHOP: [&str; 3] = [
     include_str!("../../../examples/shop/00-namespaces.yaml"),
@@ -120,6 +121,18 @@ pub(crate) async fn eventually(
         ensure!(looked < bound * 5, "{what}: not within {:?}", bound * 5);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Stops a node's ztunnel (SIGSTOP) and returns when none of its threads runs; its process id inside the lab.
+pub(crate) async fn freeze(lab: &Lab, node: &str) -> Result<i32> {
+    let pid = lab.stats(Component::ztunnel(node)).await?.pid;
+    lab.kill(Component::ztunnel(node), Signal::SIGSTOP as i32).await?;
+    let states = format!("sed 's/.*) //' /proc/{pid}/task/*/stat | cut -c1 | sort -u");
+    eventually("every thread stands still", Duration::from_secs(2), async || {
+        Ok(lab.node_exec(node, &["sh", "-c", &states]).await?.stdout.trim() == "T")
+    })
+    .await?;
+    Ok(pid)
 }
 
 /// One request with a connection of its own; curl's exit code, HTTP status, body.

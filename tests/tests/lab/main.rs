@@ -5,6 +5,7 @@
 //! enrolment    the label on and off          authorization  policies and their effect on open connections
 //! mtls         STRICT, PERMISSIVE            endpoints      scaling, deletion under load, re-created addresses
 //! rotation     certificates, replacement     transfer       bytes: half-close, volume, many at once, IPv6, refusals
+//! root_rotation  another root for the mesh, under load
 //! revocation   a certificate that is no longer good
 //! churn        every process killed, in every order, under load
 //! upgrade      control plane and agents replaced in turn: nobody fails
@@ -34,6 +35,7 @@ mod mint;
 mod mtls;
 mod restart;
 mod revocation;
+mod root_rotation;
 mod rotation;
 mod same_node;
 mod stalls;

@@ -1,9 +1,12 @@
 //! Certificates as an attacker would like to have them, and TLS clients that show them to anybody.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aquifer_lab::Lab;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -14,6 +17,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use tokio::io::AsyncReadExt;
+use tokio_rustls::TlsConnector;
+
+use crate::harness::connect_from;
 
 /// A signer.
 pub(crate) struct Ca {
@@ -121,6 +128,24 @@ pub(crate) fn client(
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// The refusal that the client sees, and from which port it came; an error if it was let in.
+pub(crate) async fn refusal(netns: &Path, to: SocketAddr, config: &Arc<ClientConfig>) -> Result<(String, u16)> {
+    let tcp = connect_from(netns, to)?;
+    let port = tcp.local_addr()?.port();
+    let handshake = async {
+        let mut tls = TlsConnector::from(config.clone()).connect(to.ip().into(), tcp).await?;
+        // In TLS 1.3 the client is through before the server has judged its certificate (RFC 8446, 4.4): the
+        // verdict comes where the server's first bytes would.
+        let mut first = [0];
+        tls.read(&mut first).await
+    };
+    match tokio::time::timeout(Duration::from_secs(25), handshake).await.context("neither in nor out after 25 s")? {
+        Ok(0) => bail!("closed without an alert"),
+        Ok(_) => bail!("let in"),
+        Err(error) => Ok((error.to_string(), port)),
+    }
 }
 
 /// Here the server is under test, and it is where we connected to.

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::harness::{connect, eventually, get, meshed_shop, redirection, service_ips};
+use crate::harness::{connect, eventually, freeze, get, meshed_shop, redirection, service_ips};
 
 const REPLACEMENTS: usize = 20;
 /// Of the old proxy for what is open, counted from its SIGTERM.
@@ -84,14 +84,8 @@ async fn twenty_replacements_fail_nobody() -> Result<()> {
 async fn who_waits_in_the_old_queue_is_served() -> Result<()> {
     let lab = meshed_shop(LabOptions::default()).await?;
     for end in ["-CONT", "-KILL"] {
-        let old = lab.stats(Component::ztunnel("node1")).await?.pid.to_string();
-        lab.kill(Component::ztunnel("node1"), Signal::SIGSTOP as i32).await?;
         // A thread that still runs would take the first of them out of the queue.
-        let states = format!("sed 's/.*) //' /proc/{old}/task/*/stat | cut -c1 | sort -u");
-        eventually("every thread stands still", Duration::from_secs(2), async || {
-            Ok(lab.node_exec("node1", &["sh", "-c", &states]).await?.stdout.trim() == "T")
-        })
-        .await?;
+        let old = freeze(&lab, "node1").await?.to_string();
         let mut waiting = Vec::new();
         for _ in 0..40 {
             waiting.push(open(&lab).await?);

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::harness::{ORDERS, connect, eventually, meshed_shop, service_ips};
 
 /// A redis connection of `orders`, kept open.
-async fn redis(lab: &Lab) -> Result<TcpStream> {
+pub(crate) async fn redis(lab: &Lab) -> Result<TcpStream> {
     let orders = lab.pod("shop", "orders").await?;
     let vip = service_ips(lab, "shop", "cart").await?[0];
     let mut stream = connect(lab, &orders, (vip, 6379).into())?;
@@ -18,7 +18,7 @@ async fn redis(lab: &Lab) -> Result<TcpStream> {
     Ok(stream)
 }
 
-async fn ping(stream: &mut TcpStream) -> Result<()> {
+pub(crate) async fn ping(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(b"PING\r\n").await?;
     let mut answer = [0; 7];
     tokio::time::timeout(Duration::from_secs(30), stream.read_exact(&mut answer))

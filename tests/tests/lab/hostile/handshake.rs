@@ -1,20 +1,16 @@
 //! 15008 of a meshed pod: who gets past the handshake.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aquifer_lab::{Lab, LabOptions};
 use rcgen::SanType;
 use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
-use tokio::io::AsyncReadExt;
-use tokio_rustls::TlsConnector;
 
 use super::Bystander;
-use crate::harness::{ORDERS, access_line_appears, connect_from, meshed_shop, netns, node_netns};
-use crate::mint::{self, Ca, client};
+use crate::harness::{ORDERS, access_line_appears, meshed_shop, netns, node_netns};
+use crate::mint::{self, Ca, client, refusal};
 
 /// One who knocks, what the alert tells him, and what the log tells us.
 struct Knock {
@@ -90,24 +86,6 @@ fn knocks(lab: &Lab) -> Result<Vec<Knock>> {
             "TLS12_ENABLED",
         ),
     ])
-}
-
-/// The refusal that the client sees, and from which port it came; an error if it was let in.
-async fn refusal(netns: &Path, to: std::net::SocketAddr, config: &Arc<ClientConfig>) -> Result<(String, u16)> {
-    let tcp = connect_from(netns, to)?;
-    let port = tcp.local_addr()?.port();
-    let handshake = async {
-        let mut tls = TlsConnector::from(config.clone()).connect(to.ip().into(), tcp).await?;
-        // In TLS 1.3 the client is through before the server has judged its certificate (RFC 8446, 4.4): the
-        // verdict comes where the server's first bytes would.
-        let mut first = [0];
-        tls.read(&mut first).await
-    };
-    match tokio::time::timeout(Duration::from_secs(25), handshake).await.context("neither in nor out after 25 s")? {
-        Ok(0) => bail!("closed without an alert"),
-        Ok(_) => bail!("let in"),
-        Err(error) => Ok((error.to_string(), port)),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
