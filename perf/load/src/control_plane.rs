@@ -37,6 +37,8 @@ use self::proxies::Proxies;
 
 /// What a command may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A change that takes some proxy longer is told apart, milliseconds.
+const SLOW_MS: f64 = 50.0;
 
 /// Serves the objects, writes a kubeconfig that leads to them, says so, and follows the commands of standard input.
 ///
@@ -101,14 +103,19 @@ impl Driver {
     /// Every proxy's time for every change.
     fn change(&mut self, count: u32, apart: Duration) -> Result<Value> {
         let proxies = self.proxies.as_mut().context("connect first")?;
-        let (mut times, mut last) = (Vec::new(), Vec::new());
-        for _ in 0..count {
+        let (mut times, mut last, mut slow) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..count {
             self.changed += 1;
             let begin = Instant::now();
             let marker = self.api.change_pod(self.changed);
             let arrived = proxies.wait_for(&marker, begin + PATIENCE)?;
             let of_this: Vec<f64> = arrived.iter().map(|at| (*at - begin).as_secs_f64() * 1e3).collect();
-            last.push(percentile(&of_this, 1.0));
+            let (soonest, latest) = (percentile(&of_this, 0.0), percentile(&of_this, 1.0));
+            if latest > SLOW_MS {
+                // Late from the first proxy on: held up before it was sent. Late for the last ones: sending took long.
+                slow.push(json!({ "change": number, "first": soonest, "last": latest }));
+            }
+            last.push(latest);
             times.extend(of_this);
             std::thread::sleep(apart.saturating_sub(begin.elapsed()));
         }
@@ -116,6 +123,7 @@ impl Driver {
             "changes": count,
             "ms": { "p50": percentile(&times, 0.5), "p99": percentile(&times, 0.99), "max": percentile(&times, 1.0) },
             "last_ms": { "p50": percentile(&last, 0.5), "max": percentile(&last, 1.0) },
+            "slow": slow,
         }))
     }
 

@@ -32,8 +32,8 @@ const PODS: u32 = 20_000;
 /// Proxies, each with a node.
 const PROXIES: u32 = 200;
 /// Lone changes, this far apart: longer than changes are held together.
-const CHANGES: u32 = 40;
-const APART: u32 = 250;
+const CHANGES: u32 = 200;
+const APART: u32 = 150;
 /// Pods at which the cost of a change is measured, and how many change how fast.
 const SIZES: [u32; 4] = [1000, 5000, 20_000, 50_000];
 const CHURN: u32 = 1000;
@@ -74,10 +74,14 @@ fn large(load: &Path, istiod: &Path, found: &mut Found) -> Result<()> {
     found.proxies_mib = Some(world.settled(SETTLED));
     found.proxies = many["proxies"].as_u64();
     let reached = world.ask(&format!("change {CHANGES} {APART}"))?;
+    if let Some(slow) = reached["slow"].as_array() {
+        slow.iter().for_each(|change| println!("  slow: {change}"));
+    }
     found.reached = Some(Reached {
         p50: reached["ms"]["p50"].as_f64().unwrap_or_default(),
         p99: reached["ms"]["p99"].as_f64().unwrap_or_default(),
         max: reached["ms"]["max"].as_f64().unwrap_or_default(),
+        slow: reached["slow"].as_array().map_or(0, Vec::len),
         changes: CHANGES,
     });
     Ok(())
