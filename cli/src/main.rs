@@ -4,6 +4,7 @@
 //!   aquifer demo     the main job, live, in a lab of its own
 //!   aquifer lab …    a cluster in network namespaces of this machine
 //!   aquifer bench    what the mesh costs, against no mesh and against sidecars
+//!   aquifer crds      Istio's kinds for an API server
 //!   aquifer waypoint …  make, show and remove waypoints
 //!   aquifer analyze  what is wrong with manifests, or with what a cluster holds
 //!   aquifer status   who is connected to the control plane, and how far
@@ -13,6 +14,7 @@
 
 mod analyze;
 mod bench;
+mod crds;
 mod demo;
 mod lab;
 mod rotate;
@@ -48,6 +50,8 @@ enum Command {
     Lab(lab::Command),
     /// Measure what the mesh costs, against no mesh and against sidecars, in labs of its own
     Bench(aquifer_perf::BenchOptions),
+    /// Print the definitions of Istio's kinds, or install them in a cluster
+    Crds(crds::Command),
     /// Make, show and remove waypoints
     Waypoint(waypoint::Command),
     /// Find what is wrong with manifests, or with what a cluster holds
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::Demo { keep, api_server } => demo::command(keep, api_server),
         Command::Lab(command) => lab::run(command),
         Command::Bench(options) => bench::command(options),
+        Command::Crds(command) => crds::run(&command),
         Command::Waypoint(command) => waypoint::run(&command),
         Command::Analyze(command) => analyze::run(&command),
         Command::Status(command) => status::run(&command),

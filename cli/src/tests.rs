@@ -28,7 +28,7 @@ fn commands(text: &str) -> Vec<String> {
             found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
         }
     }
-    found.retain(|command| command.starts_with("aquifer demo") || command.starts_with("aquifer lab"));
+    found.retain(|command| ["demo", "lab", "crds"].iter().any(|word| command.starts_with(&format!("aquifer {word}"))));
     found
 }
 

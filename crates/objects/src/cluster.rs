@@ -15,6 +15,7 @@
 mod connect;
 mod crds;
 mod follow;
+mod install;
 mod metrics;
 mod prune;
 mod reflect;
@@ -32,6 +33,7 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
 use self::follow::{Follow, List};
+pub use self::install::Installed;
 use self::metrics::Freshness;
 use self::prune::Pruned;
 pub(crate) use self::rest::{Rest, RestError, get};
