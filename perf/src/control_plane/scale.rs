@@ -75,7 +75,7 @@ fn large(load: &Path, istiod: &Path, found: &mut Found) -> Result<()> {
     found.proxies = many["proxies"].as_u64();
     let reached = world.ask(&format!("change {CHANGES} {APART}"))?;
     if let Some(slow) = reached["slow"].as_array() {
-        slow.iter().for_each(|change| println!("  slow: {change}"));
+        slow.iter().take(10).for_each(|change| println!("  slow: {change}"));
     }
     found.reached = Some(Reached {
         p50: reached["ms"]["p50"].as_f64().unwrap_or_default(),
