@@ -31,7 +31,7 @@ pub(crate) struct Command {
     /// Only show how far a rotation is
     #[arg(long, conflicts_with_all = ["finish", "abort"])]
     status: bool,
-    /// Go on with a rotation, don't begin one; says at once who lags
+    /// Go on with a rotation, don't begin one; says who lags
     #[arg(long, conflicts_with = "abort")]
     finish: bool,
     /// Go back to the old root, by a way as safe as the one forward

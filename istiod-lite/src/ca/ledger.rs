@@ -1,6 +1,7 @@
 //! What was issued since the present step of a rotation began: the proof that an identity no longer depends on what was
 //! before. Kept as hashes, so that ten thousand identities take 80 KiB and fit into one object of the API server.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub struct Ledger(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     step: Option<Step>,
-    /// Holder to the Unix second of its last certificate.
+    /// Holder to the Unix second of its certificate; of the last one, as long as none is confirmed.
     issued: HashMap<u64, i64>,
 }
 
@@ -56,8 +57,17 @@ impl Ledger {
         if step.is_none() || inner.step.as_ref() != step {
             return;
         }
-        if inner.issued.len() < MAX_ENTRIES || inner.issued.contains_key(&holder) {
-            inner.issued.insert(holder, now);
+        let room = inner.issued.len() < MAX_ENTRIES;
+        match inner.issued.entry(holder) {
+            // Once it surely has one it has one: a renewal is no doubt.
+            Entry::Occupied(entry) if now - entry.get() >= CONFIRMED_AFTER => {}
+            Entry::Occupied(mut entry) => {
+                entry.insert(now);
+            }
+            Entry::Vacant(entry) if room => {
+                entry.insert(now);
+            }
+            Entry::Vacant(_) => {}
         }
     }
 
@@ -101,6 +111,9 @@ mod tests {
         assert!(ledger.confirmed(110).is_empty());
         ledger.begin(Some(step(1)));
         assert_eq!(ledger.confirmed(115), [1].into());
+        // A renewal takes nothing back.
+        ledger.record(Some(&step(1)), 1, 120);
+        assert_eq!(ledger.confirmed(120), [1].into());
         ledger.restore(&step(1), [7]);
         ledger.restore(&step(0), [8]);
         assert_eq!(ledger.confirmed(115), [1, 7].into());
