@@ -138,7 +138,7 @@ async fn replica(source: &Source, store: SecretStore, namespace: &str, name: &st
         settings: Settings {
             replica: name.to_owned(),
             root_namespace: namespace.to_owned(),
-            trust_domain: TRUST_DOMAIN.to_owned(),
+            trust_domains: TRUST_DOMAIN.into(),
             node_accounts: Vec::new(),
             lifetimes: Lifetimes { default: day, max: day },
             min_overlap: 0,
