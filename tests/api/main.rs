@@ -3,6 +3,8 @@
 //! ```text
 //! harness   servers that stop and start, objects from YAML, tokens, links that are cut
 //! ca        tokens that are reviewed, signers in Secrets, a rotation of two replicas
+//! commands  `aquifer analyze` and `status` as a person types them
+//! crds      `aquifer crds apply`, beside Istio's own and over our older ones
 //! gateways  waypoints, conflicts, status, leaders and revisions
 //! whole     istiod-lite as a process under its own RBAC, with a proxy that asks it
 //! lab       the lab on an API server (root); demo.rs, a target of its own, walks through the main job there
@@ -16,6 +18,8 @@
 #![allow(clippy::disallowed_methods)] // tests read the environment and spawn tasks of their own
 
 mod ca;
+mod commands;
+mod crds;
 mod gateways;
 mod harness;
 mod itself;

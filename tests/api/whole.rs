@@ -31,13 +31,13 @@ const OUTAGE: Duration = Duration::from_secs(30);
 const TAKE_OVER: Duration = Duration::from_secs(18);
 
 /// The cluster's API server with what an installation brings, and one node proxy's pod.
-struct Mesh {
-    server: ApiServer,
+pub(crate) struct Mesh {
+    pub(crate) server: ApiServer,
     token: String,
 }
 
 impl Mesh {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let server = ApiServer::start().await;
         server.install_crds().await;
         server.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {ROOT}}}\n")).await;
@@ -55,7 +55,7 @@ impl Mesh {
     }
 
     /// A replica with the rights that the installation gives it, and no more.
-    async fn replica(&self, name: &str) -> Replica {
+    pub(crate) async fn replica(&self, name: &str) -> Replica {
         let kubeconfig = self.server.kubeconfig_of(ROOT, "istiod").await;
         let [grpc, secure, monitoring, http] = free_ports();
         let mut variables = vec![
@@ -68,7 +68,7 @@ impl Mesh {
         variables.extend(ports.map(|(name, port)| (name.to_owned(), format!("127.0.0.1:{port}"))));
         let log = self.server.folder().join(format!("{name}.log"));
         let process = Process::start(&binary("istiod-lite"), &[], &variables, &log);
-        let replica = Replica { process, secure };
+        let replica = Replica { process, secure, http };
         let tcp = || async move {
             tokio::net::TcpStream::connect(("127.0.0.1", secure)).await.map(drop).map_err(|error| error.to_string())
         };
@@ -86,7 +86,7 @@ impl Mesh {
         .await
     }
 
-    async fn proxy(&self, replica: &Replica) -> Proxy {
+    pub(crate) async fn proxy(&self, replica: &Replica) -> Proxy {
         let id = format!("ztunnel~10.0.0.9~ztunnel-1.{ROOT}~{ROOT}.svc.cluster.local");
         let text = |text: &str| Field { kind: Some(value::Kind::StringValue(text.to_owned())) };
         let fields = [("NAMESPACE", ROOT), ("NODE_NAME", "node1")];
@@ -109,7 +109,7 @@ impl Mesh {
     }
 
     /// Two pods behind a Service.
-    async fn shop(&self) {
+    pub(crate) async fn shop(&self) {
         self.server
             .apply(
                 "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}\n---\n\
@@ -126,9 +126,22 @@ impl Mesh {
 }
 
 /// A replica of istiod-lite.
-struct Replica {
+pub(crate) struct Replica {
     process: Process,
     secure: u16,
+    http: u16,
+}
+
+impl Replica {
+    /// Where its debug pages are.
+    pub(crate) fn debug_address(&self) -> String {
+        format!("127.0.0.1:{}", self.http)
+    }
+
+    /// Ends it in good order.
+    pub(crate) fn terminate(self) {
+        self.process.terminate(Duration::from_secs(20));
+    }
 }
 
 /// What a proxy holds, and how often something was taken from it.
@@ -148,14 +161,14 @@ impl ResourceSink for Held {
     }
 }
 
-struct Proxy {
+pub(crate) struct Proxy {
     held: Held,
     task: JoinHandle<()>,
     _cancel: Cancel,
 }
 
 impl Proxy {
-    async fn holds(&self, name: &str, bound: Duration) {
+    pub(crate) async fn holds(&self, name: &str, bound: Duration) {
         eventually(&format!("the proxy holds {name}"), bound, async || {
             let held = self.held.0.lock();
             if held.0.contains_key(name) { Ok(()) } else { Err(format!("{:?}", held.0.keys().collect::<Vec<_>>())) }
@@ -201,7 +214,7 @@ async fn a_proxy_is_served_while_the_api_server_is_away() {
     // A watch that failed waits ten seconds at most.
     proxy.holds(WEB_2, Duration::from_secs(12)).await;
     assert_eq!(proxy.held.0.lock().1, 0, "nor because it came back");
-    istiod.process.terminate(Duration::from_secs(20));
+    istiod.terminate();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,7 +245,7 @@ async fn another_replica_takes_over() {
 
     // One that goes in good order gives the lease back: nobody waits until it runs out.
     let third = mesh.replica("istiod-3").await;
-    second.process.terminate(Duration::from_secs(20));
+    second.terminate();
     eventually("istiod-3 leads", Duration::from_secs(5), || leads("istiod-3")).await;
     mesh.pod("web-3", "10.244.0.13").await;
     let again = mesh.proxy(&third).await;

@@ -1,0 +1,118 @@
+//! `aquifer analyze` and `aquifer status` as a person types them, against a real API server and a real istiod-lite.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{ApiServer, binary, eventually};
+use crate::whole::Mesh;
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// What stands behind `name: ` on a line of its own.
+    pub(crate) fn line(&self, name: &str) -> &str {
+        let found = self.stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        found.unwrap_or_else(|| panic!("no line of {name}: {self:?}"))
+    }
+}
+
+/// Runs our command with this kubeconfig, as `KUBECONFIG`.
+pub(crate) async fn aquifer(arguments: &[&str], kubeconfig: &Path) -> Ran {
+    let mut command = std::process::Command::new(binary("aquifer"));
+    command.args(arguments).env("KUBECONFIG", kubeconfig).env_remove("AQUIFER_MANIFESTS").env_remove("RUST_LOG");
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("a thread").expect("aquifer runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Ran { code: output.status.code().expect("an exit code"), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn analyze_says_what_is_wrong_in_one_namespace() {
+    let server = ApiServer::start().await;
+    server.install_crds().await;
+    for namespace in ["bad", "other", "good"] {
+        let labels = json!({"istio.io/dataplane-mode": "ambient"});
+        let object =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}});
+        server.apply_object(object).await;
+    }
+    // All that it denies is about HTTP, and no waypoint is there.
+    for namespace in ["bad", "other"] {
+        server.apply_object(denies_http(namespace)).await;
+    }
+
+    let bad = aquifer(&["analyze", "--namespace", "bad", "-o", "json"], &server.kubeconfig()).await;
+    assert_eq!(bad.code, 2, "{bad:?}");
+    let findings: Vec<Value> = serde_json::from_str(&bad.stdout).expect("a list");
+    let of = |finding: &Value| ["code", "level", "kind", "namespace", "object"].map(|key| finding[key].clone());
+    let found: Vec<[Value; 5]> = findings.iter().map(of).collect();
+    let expected = ["AQ0010", "error", "AuthorizationPolicy", "bad", "no-delete"].map(Value::from);
+    assert_eq!(found, [expected], "{}", bad.stdout);
+
+    let text = aquifer(&["analyze", "--namespace", "other"], &server.kubeconfig()).await;
+    assert_eq!(text.code, 2, "{text:?}");
+    assert!(text.stdout.contains("AQ0010") && text.stdout.contains("other/no-delete"), "{text:?}");
+    assert!(!text.stdout.contains("bad"), "only the namespace's: {text:?}");
+
+    let good = aquifer(&["analyze", "--namespace", "good"], &server.kubeconfig()).await;
+    assert_eq!(good.code, 0, "{good:?}");
+    assert!(!good.stdout.contains("AQ"), "{good:?}");
+    let all = aquifer(&["analyze", "-o", "json"], &server.kubeconfig()).await;
+    assert!(all.stdout.contains("bad") && all.stdout.contains("other"), "{all:?}");
+}
+
+fn denies_http(namespace: &str) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "no-delete", "namespace": namespace},
+        "spec": {"action": "DENY", "rules": [{"to": [{"operation": {"methods": ["DELETE"]}}]}]},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_who_is_connected_and_how_far() {
+    let mesh = Mesh::start().await;
+    let (first, second) = (mesh.replica("istiod-1").await, mesh.replica("istiod-2").await);
+    let (proxy, kubeconfig) = (mesh.proxy(&first).await, mesh.server.kubeconfig());
+    mesh.shop().await;
+    proxy.holds("Kubernetes//Pod/shop/web-1", Duration::from_secs(2)).await;
+
+    let (one, other) = (first.debug_address(), second.debug_address());
+    let text = eventually("all that was sent is acknowledged", Duration::from_secs(2), async || {
+        let ran = aquifer(&["status", "--address", &one, "--address", &other], &kubeconfig).await;
+        let synced = ran.stdout.matches("SYNCED").count() == 2;
+        if synced && ran.code == 0 { Ok(ran.stdout) } else { Err(format!("{ran:?}")) }
+    })
+    .await;
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 3, "a head, and a row for each type: {text}");
+    assert_eq!(rows[1][..2], ["ztunnel-1.istio-system", "node1"], "{text}");
+    assert!(rows[1].contains(&&*one) && !text.contains(&other), "by the replica that it is connected to: {text}");
+
+    let json = aquifer(&["status", "--address", &one, "-o", "json"], &kubeconfig).await;
+    let page: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    let proxies = page[&one]["proxies"].as_array().expect("proxies");
+    assert_eq!(proxies.len(), 1, "{page}");
+    let types = proxies[0]["types"].as_object().expect("types");
+    assert!(types.values().all(|progress| progress["sent"] == progress["acked"]), "{page}");
+
+    let elsewhere = aquifer(&["status", "--address", &one, "--namespace", "shop"], &kubeconfig).await;
+    assert_eq!((elsewhere.code, &*elsewhere.stdout), (0, "no proxy is connected\n"), "{elsewhere:?}");
+    drop(proxy);
+    eventually("who has gone is not shown", Duration::from_secs(2), async || {
+        let ran = aquifer(&["status", "--address", &one], &kubeconfig).await;
+        if ran.stdout == "no proxy is connected\n" { Ok(()) } else { Err(format!("{ran:?}")) }
+    })
+    .await;
+    let debug = first.debug_address();
+    first.terminate();
+    let away = aquifer(&["status", "--address", &debug], &kubeconfig).await;
+    assert!(away.code == 1 && away.stderr.contains(&format!("asking istiod-lite at {debug}")), "{away:?}");
+}
