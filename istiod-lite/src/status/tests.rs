@@ -97,7 +97,8 @@ fn a_list_that_is_taken_whole_keeps_what_others_wrote() {
 
 #[test]
 fn a_list_that_is_merged_gets_our_part_alone() {
-    let theirs = json!({ "type": "Programmed", "status": "False", "reason": "r", "message": "", "lastTransitionTime": T0 });
+    let theirs =
+        json!({ "type": "Programmed", "status": "False", "reason": "r", "message": "", "lastTransitionTime": T0 });
     let object = service(json!([theirs]));
     let bound = wanted(&[("istio.io/WaypointBound", true, "WaypointAccepted")]);
     let writes = shape::writes(&object, &bound, true, T1);
