@@ -15,6 +15,7 @@ use aquifer_objects::{Kind, ObjectKey, Selection, source};
 use clap::{Args, ValueEnum};
 
 use self::manifests::Place;
+use crate::cluster;
 
 #[derive(Debug, Args)]
 pub(crate) struct Command {
@@ -108,10 +109,9 @@ async fn of_cluster(command: &Command, mesh: Mesh) -> Result<Vec<Line>> {
     let settings = match (&command.manifests, &command.kubeconfig) {
         (Some(folder), _) => source::Settings::Folder(folder.clone()),
         (None, Some(file)) => source::Settings::Kubeconfig(file.clone()),
-        (None, None) => {
-            let home = std::env::home_dir().context("say -f with manifests, or --kubeconfig with a cluster")?;
-            source::Settings::Kubeconfig(home.join(".kube/config"))
-        }
+        (None, None) => source::Settings::Kubeconfig(
+            cluster::home_kubeconfig().context("say -f with manifests, or --kubeconfig with a cluster")?,
+        ),
     };
     let source = settings.open().await.with_context(|| format!("cannot use the {settings}"))?;
     let (objects, problems) = source.read(&selections(&mesh)).await?;

@@ -69,12 +69,7 @@ fn stream() -> String {
 }
 
 async fn apply(kubeconfig: Option<PathBuf>) -> Result<u8> {
-    let file = match kubeconfig {
-        Some(file) => file,
-        None => {
-            std::env::home_dir().context("neither --kubeconfig nor a home directory is known")?.join(".kube/config")
-        }
-    };
+    let file = crate::cluster::kubeconfig(kubeconfig.as_deref())?;
     let cluster =
         Cluster::from_kubeconfig(&file).await.context("cannot use the cluster (--kubeconfig names another)")?;
     for text in FILES {

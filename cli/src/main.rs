@@ -14,6 +14,7 @@
 
 mod analyze;
 mod bench;
+mod cluster;
 mod crds;
 mod demo;
 mod lab;

@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use aquifer_istiod_lite::ca::rotation::Goal;
 use aquifer_istiod_lite::ca::rotation::request::{self, Request, Status};
-use aquifer_objects::{Source, source};
+use aquifer_objects::Source;
 use clap::Args;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
+
+use crate::cluster;
 
 /// The field manager of the request.
 const MANAGER: &str = "aquifer-cli";
@@ -65,21 +67,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub(crate) fn run(command: &Command) -> Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
-        let source = open(command).await?;
+        let source = cluster::source(command.manifests.as_deref(), command.kubeconfig.as_deref()).await?;
         follow(command, &source).await
     })
-}
-
-async fn open(command: &Command) -> Result<Source> {
-    let settings = match (&command.manifests, &command.kubeconfig) {
-        (Some(folder), None) => source::Settings::Folder(folder.clone()),
-        (_, Some(file)) => source::Settings::Kubeconfig(file.clone()),
-        (None, None) => {
-            let home = std::env::home_dir().context("neither --kubeconfig nor a home directory is known")?;
-            source::Settings::Kubeconfig(home.join(".kube/config"))
-        }
-    };
-    settings.open().await.with_context(|| format!("cannot use the {settings}"))
 }
 
 async fn follow(command: &Command, source: &Source) -> Result<u8> {

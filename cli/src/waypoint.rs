@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aquifer_objects::crds::gateway_api::Gateway;
-use aquifer_objects::{Kind, Object, ObjectKey, Selection, Source, WriteError, source};
+use aquifer_objects::{Kind, Object, ObjectKey, Selection, Source, WriteError};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
+
+use crate::cluster;
 
 /// The class of waypoints.
 const CLASS: &str = "istio-waypoint";
@@ -148,15 +150,7 @@ async fn dispatch(command: &Command) -> Result<u8> {
 
 /// Where the waypoints are.
 async fn source(command: &Command) -> Result<Source> {
-    let settings = match (&command.manifests, &command.kubeconfig) {
-        (Some(folder), None) => source::Settings::Folder(folder.clone()),
-        (_, Some(file)) => source::Settings::Kubeconfig(file.clone()),
-        (None, None) => {
-            let home = std::env::home_dir().context("neither --kubeconfig nor a home directory is known")?;
-            source::Settings::Kubeconfig(home.join(".kube/config"))
-        }
-    };
-    settings.open().await.with_context(|| format!("cannot use the {settings}"))
+    cluster::source(command.manifests.as_deref(), command.kubeconfig.as_deref()).await
 }
 
 /// The Gateway to apply.
