@@ -317,7 +317,8 @@ pub(crate) fn fill_in(value: &mut Value) {
     }
 }
 
-fn remove_nulls(value: &mut Value) {
+/// Takes out every field that is null, at any depth; the items of lists stay.
+pub(crate) fn remove_nulls(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.retain(|_, field| !field.is_null());

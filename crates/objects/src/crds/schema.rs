@@ -19,3 +19,43 @@ pub(super) fn int_or_string(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-int-or-string": true,
     })
 }
+
+/// Where a workload is: an address, a host name, or a socket's path.
+pub(super) fn workload_address(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 256,
+        "x-kubernetes-validations": [
+            {
+                "rule": r#"self.startsWith("unix://") ? (self.substring(7, 8) == "/" || self.substring(7, 8) == "@") : true"#,
+                "message": "UDS must be an absolute path or abstract socket",
+            },
+            {
+                "rule": r#"self.startsWith("unix://") ? !self.endsWith("/") : true"#,
+                "message": "UDS may not be a dir",
+            },
+        ],
+    })
+}
+
+/// The numbers of a workload's ports, by name.
+pub(super) fn workload_ports(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 128,
+        "x-kubernetes-validations": [
+            {
+                "rule": r#"self.all(key, size(key) < 63 && key.matches("^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$"))"#,
+                "message": "port name must be valid",
+            },
+        ],
+        "additionalProperties": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": u32::MAX,
+            "x-kubernetes-validations": [
+                { "rule": "0 < self && self <= 65535", "message": "port must be between 1-65535" },
+            ],
+        },
+    })
+}

@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::IstioStatus;
+use super::{IstioStatus, schema};
 
 /// A workload that is no pod.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,7 +27,7 @@ use super::IstioStatus;
 pub struct WorkloadEntrySpec {
     /// The address or host name; or `unix:///` and a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxLength" = 256, "x-kubernetes-validations" = [{"rule": r#"self.startsWith("unix://") ? (self.substring(7, 8) == "/" || self.substring(7, 8) == "@") : true"#, "message": "UDS must be an absolute path or abstract socket"}, {"rule": r#"self.startsWith("unix://") ? !self.endsWith("/") : true"#, "message": "UDS may not be a dir"}]))]
+    #[schemars(schema_with = "schema::workload_address")]
     pub address: Option<String>,
     /// The labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -43,7 +43,7 @@ pub struct WorkloadEntrySpec {
     pub network: Option<String>,
     /// The numbers of ports, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 128, "x-kubernetes-validations" = [{"rule": r#"self.all(key, size(key) < 63 && key.matches("^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$"))"#, "message": "port name must be valid"}], "additionalProperties" = {"maximum": u32::MAX, "minimum": 0, "type": "integer", "x-kubernetes-validations": [{"message": "port must be between 1-65535", "rule": "0 < self && self <= 65535"}]}))]
+    #[schemars(schema_with = "schema::workload_ports")]
     pub ports: BTreeMap<String, u32>,
     /// The service account that it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::NoEffect;
+use crate::parse::remove_nulls;
 
 /// The fields of Istio's MeshConfig that are not read here.
 pub(super) const WITHOUT_EFFECT: &[&str] = &[
@@ -53,17 +54,6 @@ pub(super) fn prune(value: &mut Value) {
     remove_nulls(value);
     if let Value::Object(fields) = value {
         fields.retain(|_, field| field != "");
-    }
-}
-
-fn remove_nulls(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|_, field| !field.is_null());
-            fields.values_mut().for_each(remove_nulls);
-        }
-        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
-        _ => {}
     }
 }
 
