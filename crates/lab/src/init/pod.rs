@@ -66,6 +66,8 @@ pub(super) struct PodState {
     pub(super) live: Mutex<Live>,
     /// Set once: when the pod is to go, and how long it may take.
     delete: watch::Sender<Option<Deletion>>,
+    /// Whether its object says so too. Nobody may see it stop before.
+    marked: watch::Sender<bool>,
     pub(super) orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -207,6 +209,7 @@ pub(super) fn start(
         extra,
         live: Mutex::new(Live { phase: "Pending", ..Live::default() }),
         delete: watch::channel(None).0,
+        marked: watch::channel(false).0,
         orders,
     });
     shared.pods.lock().insert((state.namespace.clone(), state.name.clone()), Arc::clone(&state));
@@ -308,6 +311,7 @@ impl Life {
             deletion.map_or(Duration::ZERO, |deletion| deletion.deadline.saturating_duration_since(Instant::now()));
         let seconds = left.as_secs_f64().round() as u64;
         self.write(self.shared.store().begin_pods_end(&self.state.key(), &self.state.uid, seconds).await);
+        self.state.marked.send_replace(true);
         self.shared.send(Event::PodChanged);
     }
 

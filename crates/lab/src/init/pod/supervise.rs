@@ -304,10 +304,13 @@ impl Worker {
         probe::check(&self.life.shared, &self.life.state, &self.place, &self.plan, check, *timeout).await
     }
 
-    /// preStop, the stop signal, the rest of the grace period, SIGKILL to the group.
+    /// The object's mark, preStop, the stop signal, the rest of the grace period, SIGKILL to the group.
     async fn stop(&self, running: &mut Running) {
         let mut deletion = self.deletion.clone();
+        let mut marked = self.life.state.marked.subscribe();
         let graceful = async {
+            // An error would mean that the pod is gone.
+            let _ = marked.wait_for(|marked| *marked).await;
             if let Some(check) = &self.plan.pre_stop {
                 let left = deadline(&self.deletion).saturating_duration_since(Instant::now());
                 let done =
