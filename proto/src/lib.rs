@@ -22,7 +22,7 @@ macro_rules! generated {
 }
 
 generated!(
-    /// Delta aggregated discovery, client and server (`envoy.service.discovery.v3`).
+    /// Aggregated discovery, client and server (`envoy.service.discovery.v3`), and the status of its clients.
     xds,
     "envoy.service.discovery.v3"
 );
@@ -66,4 +66,8 @@ pub mod type_url {
     pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
     /// Whom to trust: [`crate::aquifer::RootBundle`]. Only asked of a server that says it has it ([`crate::SERVED_TYPES`]).
     pub const ROOT_BUNDLE: &str = "type.googleapis.com/aquifer.v1.RootBundle";
+    /// How far a client is: [`crate::xds::ClientConfig`].
+    pub const CLIENT_CONFIG: &str = "type.googleapis.com/envoy.service.status.v3.ClientConfig";
+    /// Asks for the debug page that the one resource name names. The page lies in an Any of this very type.
+    pub const DEBUG: &str = "istio.io/debug";
 }

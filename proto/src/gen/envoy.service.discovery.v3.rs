@@ -19,6 +19,42 @@ pub struct Status {
     #[prost(message, repeated, tag = "3")]
     pub details: ::prost::alloc::vec::Vec<::prost_types::Any>,
 }
+/// On the wire: envoy.config.core.v3.ControlPlane.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ControlPlane {
+    /// Istio's is JSON: {"Component", "ID", "Info": {"version", ...}}.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DiscoveryRequest {
+    #[prost(string, tag = "1")]
+    pub version_info: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub node: ::core::option::Option<Node>,
+    #[prost(string, repeated, tag = "3")]
+    pub resource_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub type_url: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub response_nonce: ::prost::alloc::string::String,
+    /// Present = NACK.
+    #[prost(message, optional, tag = "6")]
+    pub error_detail: ::core::option::Option<Status>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DiscoveryResponse {
+    #[prost(string, tag = "1")]
+    pub version_info: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub resources: ::prost::alloc::vec::Vec<::prost_types::Any>,
+    #[prost(string, tag = "4")]
+    pub type_url: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub nonce: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "6")]
+    pub control_plane: ::core::option::Option<ControlPlane>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeltaDiscoveryRequest {
     #[prost(message, optional, tag = "1")]
@@ -162,6 +198,35 @@ pub mod aggregated_discovery_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        pub async fn stream_aggregated_resources(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::DiscoveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::DiscoveryResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "envoy.service.discovery.v3.AggregatedDiscoveryService",
+                        "StreamAggregatedResources",
+                    ),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
         pub async fn delta_aggregated_resources(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -208,6 +273,19 @@ pub mod aggregated_discovery_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AggregatedDiscoveryServiceServer.
     #[async_trait]
     pub trait AggregatedDiscoveryService: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the StreamAggregatedResources method.
+        type StreamAggregatedResourcesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::DiscoveryResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_aggregated_resources(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::DiscoveryRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamAggregatedResourcesStream>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the DeltaAggregatedResources method.
         type DeltaAggregatedResourcesStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::DeltaDiscoveryResponse, tonic::Status>,
@@ -299,6 +377,60 @@ pub mod aggregated_discovery_service_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamAggregatedResourcesSvc<T: AggregatedDiscoveryService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: AggregatedDiscoveryService,
+                    > tonic::server::StreamingService<super::DiscoveryRequest>
+                    for StreamAggregatedResourcesSvc<T> {
+                        type Response = super::DiscoveryResponse;
+                        type ResponseStream = T::StreamAggregatedResourcesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::DiscoveryRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AggregatedDiscoveryService>::stream_aggregated_resources(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamAggregatedResourcesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources" => {
                     #[allow(non_camel_case_types)]
                     struct DeltaAggregatedResourcesSvc<T: AggregatedDiscoveryService>(
@@ -391,5 +523,72 @@ pub mod aggregated_discovery_service_server {
     pub const SERVICE_NAME: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
     impl<T> tonic::server::NamedService for AggregatedDiscoveryServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// On the wire: envoy.service.status.v3.ClientConfig.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClientConfig {
+    #[prost(message, optional, tag = "1")]
+    pub node: ::core::option::Option<Node>,
+    #[prost(message, repeated, tag = "3")]
+    pub generic_xds_configs: ::prost::alloc::vec::Vec<client_config::GenericXdsConfig>,
+}
+/// Nested message and enum types in `ClientConfig`.
+pub mod client_config {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct GenericXdsConfig {
+        #[prost(string, tag = "1")]
+        pub type_url: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "5")]
+        pub last_updated: ::core::option::Option<::prost_types::Timestamp>,
+        #[prost(enumeration = "super::ConfigStatus", tag = "6")]
+        pub config_status: i32,
+        #[prost(message, optional, tag = "8")]
+        pub error_state: ::core::option::Option<super::UpdateFailureState>,
+    }
+}
+/// On the wire: envoy.admin.v3.UpdateFailureState.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateFailureState {
+    #[prost(message, optional, tag = "2")]
+    pub last_update_attempt: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "3")]
+    pub details: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConfigStatus {
+    Unknown = 0,
+    Synced = 1,
+    NotSent = 2,
+    /// Sent, and neither taken nor refused.
+    Stale = 3,
+    /// Sent and refused.
+    Error = 4,
+}
+impl ConfigStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Synced => "SYNCED",
+            Self::NotSent => "NOT_SENT",
+            Self::Stale => "STALE",
+            Self::Error => "ERROR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UNKNOWN" => Some(Self::Unknown),
+            "SYNCED" => Some(Self::Synced),
+            "NOT_SENT" => Some(Self::NotSent),
+            "STALE" => Some(Self::Stale),
+            "ERROR" => Some(Self::Error),
+            _ => None,
+        }
     }
 }
