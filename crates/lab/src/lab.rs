@@ -28,8 +28,8 @@ use crate::wire::{self, Reply, Request, Target};
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a lab that ends may keep its lock after it hung up on us.
-const LAST_MOMENTS: Duration = Duration::from_millis(500);
+/// How long a lab that ends may keep its lock after it hung up on us: the kernel ends its processes meanwhile.
+const LAST_MOMENTS: Duration = Duration::from_secs(5);
 
 /// A running lab. Dropping the one that started it ends the lab, unless it was started with `keep`.
 #[derive(Debug)]
@@ -348,7 +348,10 @@ pub fn node_ip(node: u8) -> IpAddr {
 
 pub(crate) fn connect(paths: &Paths) -> Result<UnixStream> {
     UnixStream::connect(paths.control()).map_err(|error| {
-        if start::alive(paths) {
+        // Nobody listens, and pid 1 does so all its life: it may be just ending.
+        let may_end = error.kind() == std::io::ErrorKind::ConnectionRefused;
+        let lives = if may_end { outlives_its_last_moments(paths) } else { start::alive(paths) };
+        if lives {
             LabError::Refused(format!("the lab `{}` does not answer: {error}", paths.name()))
         } else {
             ended(paths)
@@ -369,16 +372,23 @@ fn request(paths: &Paths, message: &Request) -> Result<Reply> {
 
 /// Why the lab hung up: it ended, or somebody failed there.
 pub(crate) fn hung_up(paths: &Paths, error: Option<std::io::Error>) -> LabError {
-    let begin = Instant::now();
-    // Its lock goes a moment after its sockets.
-    while start::alive(paths) {
-        if begin.elapsed() > LAST_MOMENTS {
-            let why = error.map_or_else(String::new, |error| format!(": {error}"));
-            return LabError::Refused(format!("the lab `{}` hung up{why}", paths.name()));
-        }
-        std::thread::sleep(Duration::from_millis(2));
+    if outlives_its_last_moments(paths) {
+        let why = error.map_or_else(String::new, |error| format!(": {error}"));
+        return LabError::Refused(format!("the lab `{}` hung up{why}", paths.name()));
     }
     ended(paths)
+}
+
+/// Blocks while a lab that has closed a socket may be about to end; its lock goes after its sockets.
+fn outlives_its_last_moments(paths: &Paths) -> bool {
+    let begin = Instant::now();
+    while start::alive(paths) {
+        if begin.elapsed() > LAST_MOMENTS {
+            return true;
+        }
+        std::thread::sleep(POLL);
+    }
+    false
 }
 
 fn ended(paths: &Paths) -> LabError {
