@@ -5,6 +5,7 @@ mod fields;
 mod providers;
 #[cfg(test)]
 mod tests;
+mod trust_domain;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -235,6 +236,7 @@ pub fn parse(yaml: &str) -> Result<(MeshConfig, Vec<NoEffect>), MeshConfigError>
         let field = error.path().to_string();
         MeshConfigError { field, line: 0, message: error.into_inner().to_string() }
     })?;
+    trust_domain::check(&config)?;
     let read = serde_json::to_value(&config).map_err(|error| whole(error.to_string()))?;
     Ok((config, fields::unread(&value, &read)))
 }

@@ -127,6 +127,29 @@ fn errors_name_the_field() {
 }
 
 #[test]
+fn what_is_no_trust_domain_is_refused_by_name() {
+    for good in ["example.org", "td", "a_b-c.9", &"a".repeat(255)] {
+        assert!(parse(&format!("trustDomain: {good}\ntrustDomainAliases: [{good}]")).is_ok(), "{good}");
+    }
+    let long = "a".repeat(256);
+    for bad in ["Example.org", "spiffe://example.org", "a/b", "a b", "*", "a:1", "müller.test", &long] {
+        for (yaml, field) in [
+            (format!("trustDomain: {bad:?}"), "trustDomain"),
+            (format!("trust_domain: {bad:?}"), "trustDomain"),
+            (format!("trustDomainAliases: [good.test, {bad:?}]"), "trustDomainAliases[1]"),
+        ] {
+            let error = parse(&yaml).expect_err(&yaml);
+            assert_eq!(error.field, field, "{yaml}");
+            let said = error.to_string();
+            let expect = format!("MeshConfig {field}: {bad:?} is no SPIFFE trust domain: write a name such as");
+            assert!(said.starts_with(&expect) && !said.contains('\n'), "{said}");
+        }
+    }
+    assert_eq!(parse("trustDomainAliases: ['']").unwrap_err().field, "trustDomainAliases[0]");
+    assert!(parse("trustDomain: ''").is_ok(), "empty is not said");
+}
+
+#[test]
 fn every_field_of_istio_is_either_read_or_listed() {
     // The number of MeshConfig's fields in Istio 1.31.
     assert_eq!(fields::WITHOUT_EFFECT.len() + 10, 50);
