@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     address::{GatewayAddress, GatewayDestination, PortList},
-    policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch},
+    policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch},
     service::{HealthPolicy, IpFamilies, LoadBalancing, Mode, Service, Visibility},
     state::MeshState,
     workload::{
@@ -172,9 +172,9 @@ struct MatchDump<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     not_principals: &'a [StringMatch],
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    service_accounts: Vec<String>,
+    service_accounts: Vec<AccountDump<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    not_service_accounts: Vec<String>,
+    not_service_accounts: Vec<AccountDump<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     source_ips: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -187,6 +187,13 @@ struct MatchDump<'a> {
     destination_ports: &'a [u16],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     not_destination_ports: &'a [u16],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AccountDump<'a> {
+    namespace: &'a str,
+    service_account: &'a str,
 }
 
 impl Serialize for Workload {
@@ -268,9 +275,6 @@ impl Serialize for Clause {
 
 impl Serialize for Match {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let accounts = |accounts: &[crate::policy::ServiceAccountMatch]| {
-            accounts.iter().map(|account| format!("{}/{}", account.namespace, account.service_account)).collect()
-        };
         MatchDump {
             namespaces: &self.namespaces,
             not_namespaces: &self.not_namespaces,
@@ -295,7 +299,8 @@ impl Serialize for StringMatch {
             Self::Exact(text) => (0, "Exact", text),
             Self::Prefix(text) => (1, "Prefix", text),
             Self::Suffix(text) => (2, "Suffix", text),
-            Self::Presence => return serializer.serialize_unit_variant("StringMatch", 3, "Presence"),
+            // An object like the others: Istio's tools give up on the whole dump at a text here.
+            Self::Presence => return serializer.serialize_newtype_variant("StringMatch", 3, "Presence", &[(); 0]),
         };
         serializer.serialize_newtype_variant("StringMatch", index, variant, &**text)
     }
@@ -339,6 +344,11 @@ impl<'a> ServiceDump<'a> {
             },
         }
     }
+}
+
+fn accounts(accounts: &[ServiceAccountMatch]) -> Vec<AccountDump<'_>> {
+    let both = accounts.iter().map(|account| (&*account.namespace, &*account.service_account));
+    both.map(|(namespace, service_account)| AccountDump { namespace, service_account }).collect()
 }
 
 fn balancer(load_balancing: &LoadBalancing) -> Option<BalancerDump> {

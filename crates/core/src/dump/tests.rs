@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fixtures::{ip, mesh, pod, service},
-    policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch},
+    policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch},
     service::{IpFamilies, Service},
     state::Update,
     workload::Locality,
@@ -54,6 +54,28 @@ fn entries_look_as_istios_tools_expect() {
         "policies": [entry("policies", "locked")],
     });
     assert_eq!(serde_json::to_value(state.dump()).unwrap(), expected);
+}
+
+/// `istioctl ztunnel-config` reads each of these into a structure, and nothing at all if one has another shape.
+#[test]
+fn matches_are_objects_throughout() {
+    let account = ServiceAccountMatch { namespace: "ns".into(), service_account: "sa".into() };
+    let text = |kind: fn(Arc<str>) -> StringMatch| kind("x".into());
+    let all = Match {
+        principals: vec![text(StringMatch::Exact), text(StringMatch::Prefix), text(StringMatch::Suffix)],
+        not_principals: vec![StringMatch::Presence],
+        service_accounts: vec![account.clone()],
+        not_service_accounts: vec![account],
+        ..Default::default()
+    };
+    let account = json!({"namespace": "ns", "serviceAccount": "sa"});
+    let expected = json!({
+        "principals": [{"Exact": "x"}, {"Prefix": "x"}, {"Suffix": "x"}],
+        "notPrincipals": [{"Presence": []}],
+        "serviceAccounts": [account],
+        "notServiceAccounts": [account],
+    });
+    assert_eq!(serde_json::to_value(all).unwrap(), expected);
 }
 
 #[test]
