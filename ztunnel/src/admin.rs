@@ -74,35 +74,36 @@ impl Pages {
             );
         }
         dump["workloadState"] = pods.into();
-        dump["certificates"] = self.certificates();
+        dump["certificates"] = certificates(&self.certs);
         dump["stagedServices"] = value!({});
         dump["staticConfig"] = value!({ "policies": [], "services": [], "workloads": [] });
         dump["version"] = version();
         dump["config"] = config(&self.config);
         Ok(dump)
     }
+}
 
-    fn certificates(&self) -> Value {
-        let chain = |infos: &[CertInfo]| infos.iter().map(certificate).collect::<Vec<_>>();
-        self.certs
-            .dump()
-            .into_iter()
-            .map(|status| {
-                let state = match &status.state {
-                    CertState::Initializing => Value::from("Initializing"),
-                    CertState::Available => Value::from("Available"),
-                    CertState::Unavailable(e) => value!({ "Unavailable": e.to_string() }),
-                };
-                let (own, roots) = match &status.configs {
-                    Some(configs) => (chain(configs.chain()), chain(configs.roots())),
-                    None => Default::default(),
-                };
-                value!({
-                    "identity": status.identity.to_string(), "state": state, "certChain": own, "rootCerts": roots,
-                })
+fn certificates(certs: &CertManager) -> Value {
+    let chain = |infos: &[CertInfo]| infos.iter().map(certificate).collect::<Vec<_>>();
+    certs
+        .dump()
+        .into_iter()
+        .map(|status| {
+            let state = match &status.state {
+                CertState::Initializing => Value::from("Initializing"),
+                CertState::Available => Value::from("Available"),
+                // One text, as Istio's tools read it.
+                CertState::Unavailable(e) => Value::from(format!("Unavailable: {e}")),
+            };
+            let (own, roots) = match &status.configs {
+                Some(configs) => (chain(configs.chain()), chain(configs.roots())),
+                None => Default::default(),
+            };
+            value!({
+                "identity": status.identity.to_string(), "state": state, "certChain": own, "rootCerts": roots,
             })
-            .collect()
-    }
+        })
+        .collect()
 }
 
 fn certificate(info: &CertInfo) -> Value {

@@ -14,6 +14,19 @@ fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
+/// `istioctl ztunnel-config` reads a text, and nothing at all of a dump that has something else there.
+#[tokio::test]
+async fn how_a_certificate_stands_is_one_text() {
+    let none = CertManager::without_authority(Default::default());
+    let identity = aquifer_core::identity::Identity::new("cluster.local", "amb", "web");
+    for (certs, expect) in [(CertManager::new(), "Initializing"), (none, "Unavailable: no certificate for spiffe://")] {
+        certs.want(&identity);
+        let dump = certificates(&certs);
+        let state = dump[0]["state"].as_str().unwrap_or_else(|| panic!("{dump}"));
+        assert!(state.starts_with(expect), "{state}");
+    }
+}
+
 #[tokio::test]
 async fn the_dump_has_the_recorded_keys() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/recordings/ztunnel/config_dump.json");
