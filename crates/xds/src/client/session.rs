@@ -248,9 +248,21 @@ fn body(resource: Resource, type_url: &str) -> Result<ResourceUpdate, Rejected> 
     }
 }
 
+/// Bytes of a NACK's text, but for the last resource's. istiod takes requests of 4 MiB, and ends the stream at a longer
+/// one: it would be sent again, and again be refused.
+const NACK: usize = 16 * 1024;
+
 fn nack_message(rejected: &[Rejected]) -> String {
-    let each = rejected.iter().map(|r| format!("{}: {}", r.name, r.error));
-    each.collect::<Vec<_>>().join("; ")
+    let mut message = String::new();
+    for (told, rejected_one) in rejected.iter().enumerate() {
+        if message.len() >= NACK {
+            message.push_str(&format!("; and {} more", rejected.len() - told));
+            break;
+        }
+        let separator = if told == 0 { "" } else { "; " };
+        message.push_str(&format!("{separator}{}: {}", rejected_one.name, rejected_one.error));
+    }
+    message
 }
 
 #[cfg(test)]

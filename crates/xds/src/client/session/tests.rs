@@ -52,6 +52,16 @@ fn held(session: &Session) -> Vec<(String, String)> {
     session.held(A).unwrap().iter().collect()
 }
 
+/// A mesh of which nothing can be read must not make a request that no server takes.
+#[test]
+fn a_nack_is_short_however_much_is_refused() {
+    let mut session = Session::new([Watch::wildcard(A)], node());
+    let resources = (0..50_000).map(|n| resource(&format!("bad-{n:0>100}"), "1")).collect();
+    let nack = session.handle(response("1", resources, &[]), &mut Sink::default());
+    let message = nack.error_detail.unwrap().message;
+    assert!(message.starts_with("bad-0") && message.ends_with(" more") && message.len() < 20_000, "{}", message.len());
+}
+
 #[test]
 fn the_first_requests_ask_for_everything_and_name_the_node() {
     let session = Session::new([Watch::wildcard(A), Watch::wildcard(B)], node());
