@@ -92,6 +92,9 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(300);
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
 const TCP_KEEPALIVE_RETRIES: u32 = 9;
 const MAX_MESSAGE: usize = 200 * 1024 * 1024;
+/// A request that tells what is held may be longer than istiod takes: 4 MiB, unless it is told otherwise. A refusal of
+/// one that is far from it has another reason.
+const LARGE_REQUEST: usize = 1 << 20;
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -127,6 +130,7 @@ pub async fn run_on_demand<S, F>(
         on_synced: Some(on_synced),
         demands: Some(demands),
         waiting: Vec::new(),
+        told: 0,
     };
     tokio::select! {
         biased; // The end that was asked for comes before more work.
@@ -143,6 +147,8 @@ struct Client<S, F> {
     on_synced: Option<F>,
     demands: Option<Demands>,
     waiting: Vec<Demand>,
+    /// Bytes of the longest of the first requests.
+    told: usize,
 }
 
 /// How a stream ended, and whether it ever brought something.
@@ -160,6 +166,9 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
                 Ok((requests, responses)) => self.converse(requests, responses).await,
                 Err(error) => {
                     tracing::warn!(address = self.config.address, %error, "xds connection failed");
+                    if let ConnectError::Stream(status) = &error {
+                        self.refused(status);
+                    }
                     Ended { reason: Termination::ConnectionError, fruitful: false }
                 }
             };
@@ -181,6 +190,7 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
         let metadata = metadata(config)?;
         let channel = channel(config).await?;
         let initial = self.session.initial_requests();
+        self.told = initial.iter().map(Message::encoded_len).max().unwrap_or_default();
         let (tx, rx) = mpsc::channel(initial.len().max(1) + 32);
         for request in initial {
             // There is a place for each, and the receiver is alive.
@@ -218,7 +228,10 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
                         Some(self.received(response))
                     }
                     Ok(None) => return Ended { reason: Termination::Complete, fruitful },
-                    Err(status) => return Ended { reason: self.failed(&status), fruitful },
+                    Err(status) => {
+                        self.refused(&status);
+                        return Ended { reason: self.failed(&status), fruitful };
+                    }
                 },
                 demand = next_demand(&mut self.demands) => self.demanded(demand),
             };
@@ -269,6 +282,18 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
             }
         }
         self.waiting.retain(|demand| !demand.answered.is_closed());
+    }
+
+    /// Who holds more than the server reads is sent everything anew, rather than refused for good.
+    fn refused(&mut self, status: &tonic::Status) {
+        if status.code() == Code::ResourceExhausted && self.told >= LARGE_REQUEST {
+            tracing::warn!(
+                bytes = self.told,
+                "the server refuses to read what is held here: asking for everything anew. If it is istiod, \
+                 ISTIO_GPRC_MAXRECVMSGSIZE sets how much it reads"
+            );
+            self.session.start_over();
+        }
     }
 
     fn failed(&self, status: &tonic::Status) -> Termination {

@@ -2,7 +2,7 @@
 
 mod held;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use aquifer_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 use bytes::Bytes;
@@ -61,6 +61,8 @@ struct TypeState {
     unanswered: BTreeSet<String>,
     answered: Vec<String>,
     synced: bool,
+    /// What is held is not told, and the next response is all that there is.
+    whole: bool,
 }
 
 impl Session {
@@ -143,6 +145,14 @@ impl Session {
         }
     }
 
+    /// The server takes no request that tells all that is held: the next ones tell nothing, so that it sends all there is
+    /// once more. What it does not send then is gone.
+    pub fn start_over(&mut self) {
+        for state in self.types.iter_mut().filter(|state| !state.watch.on_demand) {
+            state.whole = true;
+        }
+    }
+
     /// Whether every type was answered at least once, but for those that a server need not have. Stays true across
     /// streams.
     pub fn synced(&self) -> bool {
@@ -164,6 +174,7 @@ impl TypeState {
             unanswered: BTreeSet::new(),
             answered: Vec::new(),
             synced: false,
+            whole: false,
         }
     }
 
@@ -180,12 +191,21 @@ impl TypeState {
             type_url: self.watch.type_url.clone(),
             resource_names_subscribe: subscribe,
             resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: self.held.iter().collect(),
+            initial_resource_versions: if self.whole { BTreeMap::new() } else { self.held.iter().collect() },
             ..Default::default()
         }
     }
 
-    fn apply(&mut self, resources: Vec<Resource>, removed: Vec<String>, sink: &mut dyn ResourceSink) -> Vec<Rejected> {
+    fn apply(
+        &mut self,
+        resources: Vec<Resource>,
+        mut removed: Vec<String>,
+        sink: &mut dyn ResourceSink,
+    ) -> Vec<Rejected> {
+        if std::mem::take(&mut self.whole) {
+            let sent: HashSet<&str> = resources.iter().map(|resource| &*resource.name).collect();
+            removed.extend(self.held.iter().map(|(name, _)| name).filter(|name| !sent.contains(&**name)));
+        }
         let (mut updates, mut rejected) = (Vec::new(), Vec::new());
         let (mut changes, mut versions) = (Vec::new(), Vec::new());
         for resource in resources {

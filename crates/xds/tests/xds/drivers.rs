@@ -316,6 +316,34 @@ async fn connects_follows_and_ends() {
     server.stop().await;
 }
 
+/// istiod reads 4 MiB of what a client says that it holds, which 40 000 workloads exceed.
+#[tokio::test]
+async fn who_holds_more_than_the_server_reads_gets_everything_anew() {
+    let (ca, folder) = files();
+    let names: Vec<String> = (0..12_000).map(|n| format!("{n:0>100}")).collect();
+    let all: Vec<(&str, u8)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    let publisher = Publisher::new(set(&all));
+    let server = Running::start(0, &publisher, Arc::new(Guard::default()), Some(ca.server())).await;
+    let port = server.address.port();
+    let client = Client::start(config(port, folder.path()));
+    until("synced", || client.is_synced()).await;
+    server.stop().await;
+    let mut fewer = all[1..].to_vec();
+    fewer.push(("new", 1));
+    publisher.publish(set(&fewer));
+    let limits = Limits { first_request_bytes: 1 << 20, ..Limits::default() };
+    let server = Running::start_with(port, &publisher, Arc::new(Guard::default()), Some(ca.server()), limits).await;
+    until("it follows again", || client.sink.body("new").is_some()).await;
+    assert_eq!((client.sink.body(&names[0]), client.sink.body(&names[1])), (None, Some(vec![1])));
+    // Nothing is taken from those that follow.
+    fewer.push(("newer", 1));
+    publisher.publish(set(&fewer));
+    until("it goes on following", || client.sink.body("newer").is_some()).await;
+    assert_eq!(client.sink.body(&names[1]), Some(vec![1]));
+    client.stop().await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn an_unknown_server_is_refused_until_its_root_is_trusted() {
     let (_, folder) = files();
