@@ -45,7 +45,7 @@ pub enum BundleError {
     /// Fewer than a leaf and the roots.
     #[error("certificate chain of {0} elements, at least 2 are needed: the leaf and the roots")]
     TooShort(usize),
-    /// The element is not what its place asks for: one certificate, or for the last at least one.
+    /// The element is not what its place asks for: one certificate first, and at least one in each of the others.
     #[error("element {index} of the certificate chain holds {found} certificates")]
     Layout {
         /// Which element, from 0.
@@ -73,8 +73,8 @@ pub enum BundleError {
 }
 
 impl CertBundle {
-    /// Reads `cert_chain` of a CreateCertificate answer: the leaf alone, each intermediate alone, and last all
-    /// roots in one element.
+    /// Reads `cert_chain` of a CreateCertificate answer: the leaf alone, the intermediates, and last all roots in one
+    /// element.
     pub fn from_chain(
         identity: &Identity,
         key: PrivateKeyDer<'static>,
@@ -89,10 +89,14 @@ impl CertBundle {
         let (mut chain, mut chain_info) = (Vec::new(), Vec::new());
         for (index, element) in singles.iter().enumerate() {
             let certs = certificates(index, element)?;
-            let [(cert, info)] =
-                <[_; 1]>::try_from(certs).map_err(|c| BundleError::Layout { index, found: c.len() })?;
-            chain.push(cert);
-            chain_info.push(info);
+            // Some authorities put all intermediates into one element.
+            if certs.is_empty() || (index == 0 && certs.len() > 1) {
+                return Err(BundleError::Layout { index, found: certs.len() });
+            }
+            for (cert, info) in certs {
+                chain.push(cert);
+                chain_info.push(info);
+            }
         }
         check_leaf(identity, &chain[0])?;
         if chain_info[0].not_after <= now {

@@ -30,7 +30,10 @@ fn layouts() {
     assert_eq!(refused(std::slice::from_ref(&leaf), &key), BundleError::TooShort(1));
     let both = format!("{leaf}{}", ca.pem());
     assert_eq!(refused(&[both.clone(), ca.pem()], &key), BundleError::Layout { index: 0, found: 2 });
-    assert_eq!(refused(&[leaf.clone(), both, ca.pem()], &key), BundleError::Layout { index: 1, found: 2 });
+    let together = format!("{}{}", middle.pem(), other.pem());
+    let bundle = read(&[middle.leaf(&key, sans(), -60, 600), together, ca.pem()], &key).unwrap();
+    assert_eq!((bundle.chain_info.len(), bundle.key.cert.len(), bundle.root_info.len()), (3, 3, 1));
+    assert_eq!(refused(&[leaf.clone(), "text".into(), ca.pem()], &key), BundleError::Layout { index: 1, found: 0 });
     assert_eq!(refused(&[leaf.clone(), String::new()], &key), BundleError::Layout { index: 1, found: 0 });
     assert_eq!(refused(&["text".into(), ca.pem()], &key), BundleError::Layout { index: 0, found: 0 });
     let torn = leaf.replace("MII", "!!!");
