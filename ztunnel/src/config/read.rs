@@ -111,7 +111,7 @@ impl Config {
         });
 
         let proxy = proxy(&mut vars, &node);
-        let dns = dns_listen(&mut vars, proxy.ipv6);
+        let dns = dns_listen(&mut vars, &node.metadata, proxy.ipv6);
         if xds.on_demand && dns.is_some() {
             // It would answer for the names that happen to be known.
             vars.error("XDS_ON_DEMAND", "needs ISTIO_META_DNS_CAPTURE=false: the DNS proxy must know all names");
@@ -290,18 +290,19 @@ fn tls(vars: &mut Vars<'_>) -> Tls {
     Tls { policy, crl: non_empty(vars, "CRL_PATH").map(Into::into) }
 }
 
-/// On unless `ISTIO_META_DNS_CAPTURE` is set to something else than `true`.
-fn dns_listen(vars: &mut Vars<'_>, ipv6: bool) -> Option<Listen> {
-    let listen = vars.with("ISTIO_META_DNS_PROXY_ADDR", |text| match text.strip_prefix("localhost:") {
-        _ if text.is_empty() => Ok(Listen::Localhost { port: dns::PORT, ipv6 }),
+/// On unless `ISTIO_META_DNS_CAPTURE`, or `proxyMetadata` of that name, is set to something else than `true`.
+fn dns_listen(vars: &mut Vars<'_>, metadata: &BTreeMap<String, serde_json::Value>, ipv6: bool) -> Option<Listen> {
+    let said = |key| metadata.get(key).and_then(|value| value.as_str()).unwrap_or_default();
+    let address = said("DNS_PROXY_ADDR");
+    let listen = match address.strip_prefix("localhost:") {
+        _ if address.is_empty() => Ok(Listen::Localhost { port: dns::PORT, ipv6 }),
         Some(port) => {
-            let port = port.parse().map_err(|e| format!("{text:?}: {e}"))?;
-            Ok(Listen::Localhost { port, ipv6 })
+            port.parse().map(|port| Listen::Localhost { port, ipv6 }).map_err(|e| format!("{address:?}: {e}"))
         }
-        None => text.parse().map(Listen::Address).map_err(|e| format!("{text:?} is no address with a port: {e}")),
-    });
-    let on =
-        vars.string("ISTIO_META_DNS_CAPTURE").is_none_or(|text| text.is_empty() || text.eq_ignore_ascii_case("true"));
+        None => address.parse().map(Listen::Address).map_err(|e| format!("{address:?} is no address with a port: {e}")),
+    };
+    let listen = listen.map_err(|error| vars.error("ISTIO_META_DNS_PROXY_ADDR", error)).ok();
+    let on = matches!(&*said("DNS_CAPTURE").to_ascii_lowercase(), "" | "true");
     on.then(|| listen.unwrap_or(Listen::Localhost { port: dns::PORT, ipv6 }))
 }
 

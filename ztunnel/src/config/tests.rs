@@ -285,6 +285,11 @@ fn the_dns_proxy_is_on_unless_told_otherwise() {
     check(&[(capture, "TRUE"), (address, "")], usual);
     check(&[(capture, "false")], None);
     check(&[(capture, "perhaps")], None);
+    let of_the_mesh = ("PROXY_CONFIG", "proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'false'}");
+    check(&[of_the_mesh], None);
+    check(&[of_the_mesh, (capture, "true")], usual);
+    let elsewhere = ("PROXY_CONFIG", "proxyMetadata: {ISTIO_META_DNS_PROXY_ADDR: 'localhost:53'}");
+    check(&[elsewhere], Some(Listen::Localhost { port: 53, ipv6: true }));
     check(&[("IPV6_ENABLED", "false")], Some(Listen::Localhost { port: 15053, ipv6: false }));
     check(&[(address, "localhost:53")], Some(Listen::Localhost { port: 53, ipv6: true }));
     check(&[(address, "127.0.0.2:5353")], Some(Listen::Address(SocketAddr::from(([127, 0, 0, 2], 5353)))));
