@@ -195,6 +195,7 @@ async fn headers_table() {
     assert!(world.with(&[("authorization", &lower), cluster]).await.is_ok());
     // Without the header the caller is known, but from no cluster.
     assert_eq!(world.with(&[("authorization", &bearer)]).await.unwrap().cluster, None);
+    assert_eq!(world.with(&[("authorization", &bearer), ("clusterid", "")]).await.unwrap().cluster, None);
     let refused: [&[(&'static str, &str)]; 5] = [
         &[],
         &[cluster],
