@@ -2,7 +2,8 @@
 //!
 //! What a flood of bad tokens can cost: what is no token, or one of another audience or time, is refused by its own
 //! words, before anybody is asked; a token that was refused is remembered; one address has few reviews under way and few
-//! refusals a second. All others go on. A good token is asked about once in a while only.
+//! refusals a second. All others go on. A good token is asked about once in a while only, and by one call: a node proxy
+//! that starts opens its stream and asks for eight certificates at once, all with one token.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -108,10 +109,15 @@ pub struct TokenReviewer {
     reviewer: Box<dyn Reviewer>,
     audiences: Vec<String>,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+    /// Who has the turn to ask about a token; the others wait for what is remembered then.
+    turns: Mutex<HashMap<[u8; 32], Arc<Turn>>>,
     all: Semaphore,
     each: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
     refusals: RateLimit<IpAddr>,
 }
+
+/// Held while the API server is asked.
+type Turn = tokio::sync::Mutex<()>;
 
 #[derive(Debug, Clone)]
 struct Remembered {
@@ -147,6 +153,7 @@ impl TokenReviewer {
             reviewer: Box::new(reviewer),
             audiences,
             remembered: Mutex::default(),
+            turns: Mutex::default(),
             all: Semaphore::new(CONCURRENT),
             each: Mutex::default(),
             refusals: RateLimit::new(REFUSALS.0, REFUSALS.1),
@@ -165,11 +172,17 @@ impl TokenReviewer {
         if let Some(known) = self.remembered(&hash) {
             return known;
         }
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        let turn = self.turn_of(hash);
+        let Ok(_turn) = tokio::time::timeout_at(deadline, turn.lock()).await else { return Err(late()) };
+        if let Some(known) = self.remembered(&hash) {
+            return known;
+        }
         let peer = peer.unwrap_or(IpAddr::from([0, 0, 0, 0]));
         if !self.refusals.has(&peer, Instant::now()) {
             return Err(ReviewError::TooMany(peer));
         }
-        let answer = self.ask(token, peer).await;
+        let answer = self.ask(token, peer, deadline).await;
         let keep = match &answer {
             Ok(_) => GOOD_FOR.min(left),
             // That nothing is known is not worth remembering.
@@ -209,21 +222,25 @@ impl TokenReviewer {
         Ok(Duration::try_from_secs_f64(left).unwrap_or(GOOD_FOR))
     }
 
-    async fn ask(&self, token: &str, peer: IpAddr) -> Result<TokenSubject, ReviewError> {
-        let unavailable = |why: &str| ReviewError::Unavailable(why.to_owned());
+    async fn ask(
+        &self,
+        token: &str,
+        peer: IpAddr,
+        deadline: tokio::time::Instant,
+    ) -> Result<TokenSubject, ReviewError> {
         let own = self.permits_of(peer);
         // Whoever has too many under way is told so at once: the others' places are not theirs.
         let Ok(_own) = own.try_acquire() else {
-            return Err(unavailable("too many reviews under way for this address"));
+            return Err(ReviewError::Unavailable("too many reviews under way for this address".into()));
         };
         let review = async {
             let _place = self.all.acquire().await.map_err(|_| "closed".to_owned())?;
             let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(self.audiences.clone()) };
             self.reviewer.review(TokenReview { spec, ..TokenReview::default() }).await
         };
-        let answer = match tokio::time::timeout(TIMEOUT, review).await {
+        let answer = match tokio::time::timeout_at(deadline, review).await {
             Ok(answer) => answer.map_err(ReviewError::Unavailable),
-            Err(_) => Err(unavailable("the API server has not answered in time")),
+            Err(_) => Err(late()),
         }?;
         self.judge(answer)
     }
@@ -247,6 +264,14 @@ impl TokenReviewer {
             each.retain(|_, permits| Arc::strong_count(permits) > 1);
         }
         Arc::clone(each.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(CONCURRENT_EACH))))
+    }
+
+    fn turn_of(&self, hash: [u8; 32]) -> Arc<Turn> {
+        let mut turns = self.turns.lock();
+        if turns.len() >= MAX_REMEMBERED {
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        }
+        Arc::clone(turns.entry(hash).or_default())
     }
 
     fn remembered(&self, hash: &[u8; 32]) -> Option<Result<TokenSubject, ReviewError>> {
@@ -273,6 +298,10 @@ impl TokenReviewer {
             remembered.insert(hash, answer);
         }
     }
+}
+
+fn late() -> ReviewError {
+    ReviewError::Unavailable("the API server has not answered in time".into())
 }
 
 fn subject(user: UserInfo) -> Result<TokenSubject, ReviewError> {

@@ -192,6 +192,27 @@ async fn one_address_cannot_take_all_places_and_nobody_waits_for_ever() {
     assert_eq!((told("too many reviews under way"), told("not answered in time")), (1, CONCURRENT_EACH));
 }
 
+#[tokio::test]
+async fn a_node_proxy_that_starts_costs_one_review() {
+    let held =
+        Arc::new(Script { answers: Mutex::new([Ok(good())].into()), hold: Some(Notify::new()), ..Script::default() });
+    let reviewer = Arc::new(reviewer(&held));
+    let (token, time) = (token(1), now());
+    // Its stream, and certificates for eight identities.
+    let calls = (0..9).map(|_| reviewer.subject(&token, Some(PEER), time));
+    // The API server answers when all of them are waiting.
+    let answer = async {
+        tokio::task::yield_now().await;
+        held.hold.as_ref().unwrap().notify_one();
+        Vec::new()
+    };
+    let both: [std::pin::Pin<Box<dyn Future<Output = Vec<_>>>>; 2] = [Box::pin(futures_join(calls)), Box::pin(answer)];
+    let answers: Vec<_> = futures_join(both.into_iter()).await.concat();
+    assert_eq!(answers.len(), 9);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(held.asked.load(Ordering::SeqCst), 1);
+}
+
 /// All of them at once.
 async fn futures_join<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut pending: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
