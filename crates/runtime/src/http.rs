@@ -168,7 +168,8 @@ fn read(request: http::Request<Incoming>, peer: SocketAddr) -> Request {
     }
 }
 
-fn parse_query(query: &str) -> BTreeMap<String, String> {
+/// The keys and values of a query, as in [`Request::query`].
+pub fn parse_query(query: &str) -> BTreeMap<String, String> {
     query
         .split('&')
         .filter(|pair| !pair.is_empty())
