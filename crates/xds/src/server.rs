@@ -16,6 +16,7 @@ pub mod node;
 pub mod publisher;
 mod requests;
 pub mod session;
+mod sotw;
 mod stream;
 
 pub use clients::{ClientInfo, Clients, Nack, Stamp, TypeInfo};
@@ -23,3 +24,4 @@ pub use driver::{Authenticate, Caller, Discovery, Hangup, PeerCerts, Server, Sou
 pub use limits::Limits;
 pub use metrics::ServerMetrics;
 pub use publisher::Publisher;
+pub use sotw::Inspect;

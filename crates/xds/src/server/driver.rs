@@ -11,18 +11,21 @@ use std::task::{Context, Poll};
 use aquifer_proto::SERVED_TYPES;
 use aquifer_runtime::{Cancel, Tracker};
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::transport::CertificateDer;
+use tonic_prost::ProstCodec;
 
 use super::body::{Progress, ResponseBody};
 use super::clients::Clients;
 use super::limits::Limits;
 use super::metrics::ServerMetrics;
 use super::requests::{LargeRequests, Requests};
+use super::sotw::{self, Inspect, Opened};
 use super::stream::{ClientStream, Peer};
 use crate::resource::ResourceSet;
 
@@ -104,6 +107,7 @@ pub struct Server<S> {
     clients: Clients,
     limits: Limits,
     large: LargeRequests,
+    inspect: Option<Arc<dyn Inspect>>,
 }
 
 impl<S: Source> Server<S> {
@@ -115,14 +119,21 @@ impl<S: Source> Server<S> {
         tracker: Tracker,
         cancel: Cancel,
     ) -> Self {
-        let (limits, large) = (Limits::default(), LargeRequests::default());
-        Self { source, authenticate, metrics, tracker, cancel, clients: Clients::default(), limits, large }
+        let (clients, limits, large) = (Clients::default(), Limits::default(), LargeRequests::default());
+        Self { source, authenticate, metrics, tracker, cancel, clients, limits, large, inspect: None }
     }
 
     /// With other bounds.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Whose debug pages are to be had on state-of-the-world streams. Without it there are none.
+    #[must_use]
+    pub fn with_inspect(mut self, inspect: Arc<dyn Inspect>) -> Self {
+        self.inspect = Some(inspect);
         self
     }
 
@@ -144,11 +155,7 @@ impl<S: Source> Server<S> {
     {
         let (parts, body) = request.into_parts();
         let hangup = parts.extensions.get::<Hangup>().cloned();
-        let certs = parts.extensions.get::<PeerCerts>().map(|certs| Arc::clone(&certs.0));
-        let call = tonic::Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, ());
-        let certs = certs.or_else(|| call.peer_certs());
-        let peer = call.remote_addr();
-        let caller = self.authenticate.authenticate(call.metadata(), certs, peer).await?;
+        let (caller, peer) = self.caller(parts).await?;
         let address = peer.map(|a| a.to_string()).unwrap_or_default();
         // One place: what the client has not taken is not computed either.
         let (out, answers) = mpsc::channel(1);
@@ -185,6 +192,34 @@ impl<S: Source> Server<S> {
     }
 }
 
+impl<S: Source> Server<S> {
+    /// Who calls, and from where.
+    async fn caller(&self, parts: Parts) -> Result<(Caller, Option<SocketAddr>), Status> {
+        let certs = parts.extensions.get::<PeerCerts>().map(|certs| Arc::clone(&certs.0));
+        let call = tonic::Request::from_parts(MetadataMap::from_headers(parts.headers), parts.extensions, ());
+        let certs = certs.or_else(|| call.peer_certs());
+        let peer = call.remote_addr();
+        Ok((self.authenticate.authenticate(call.metadata(), certs, peer).await?, peer))
+    }
+
+    /// A state-of-the-world stream.
+    async fn inspect<B>(&self, request: Request<B>) -> Result<Response<tonic::body::Body>, Status>
+    where
+        B: http_body::Body + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
+        let Some(inspect) = &self.inspect else {
+            return Err(Status::unimplemented("only the delta service is served: use DeltaAggregatedResources"));
+        };
+        let (parts, body) = request.into_parts();
+        let (caller, _) = self.caller(parts.clone()).await?;
+        let (inspect, limits) = (Arc::clone(inspect), self.limits);
+        let opened = Opened { inspect, caller, limits, tracker: self.tracker.clone(), cancel: self.cancel.clone() };
+        let mut grpc = tonic::server::Grpc::new(ProstCodec::default()).max_decoding_message_size(sotw::MAX_QUESTION);
+        Ok(grpc.streaming(opened, Request::from_parts(parts, body)).await)
+    }
+}
+
 /// Types of ours that the server has: who does not know of them does not ask, and who does asks nobody else.
 fn own_types(set: &ResourceSet) -> Option<HeaderValue> {
     let own: Vec<&str> = set.types().filter(|type_url| type_url.contains("/aquifer.")).collect();
@@ -204,13 +239,14 @@ impl<S> NamedService for Discovery<S> {
     const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
 }
 
-const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const STATE_OF_THE_WORLD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 impl<S, B> tower_service::Service<Request<B>> for Discovery<S>
 where
     S: Source,
     B: http_body::Body + Send + 'static,
-    B::Error: fmt::Display,
+    B::Error: fmt::Display + Into<tonic::codegen::StdError> + Send,
     B::Data: Send,
 {
     type Response = Response<tonic::body::Body>;
@@ -224,10 +260,12 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let server = Arc::clone(&self.0);
         Box::pin(async move {
-            if request.uri().path() != METHOD {
-                return Ok(Status::unimplemented("only delta discovery is served").into_http());
-            }
-            Ok(server.open(request).await.unwrap_or_else(|status| status.into_http()))
+            let response = match request.uri().path() {
+                DELTA => server.open(request).await,
+                STATE_OF_THE_WORLD => server.inspect(request).await,
+                other => Err(Status::unimplemented(format!("there is no method {other:?} here"))),
+            };
+            Ok(response.unwrap_or_else(|status| status.into_http()))
         })
     }
 }
