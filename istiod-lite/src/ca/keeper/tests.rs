@@ -16,7 +16,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 use crate::ca::ledger::{CONFIRMED_AFTER, holder};
+use crate::ca::material::Material;
 use crate::ca::pods::{PodFacts, PodWriter};
+use crate::ca::root::LIFETIME;
+use crate::ca::rotation::Goal;
+use crate::ca::rotation::request::{self, Request};
 use crate::ca::store::{CACERTS_NEXT, FolderStore};
 
 const ROOT_NAMESPACE: &str = "istio-system";
