@@ -15,11 +15,12 @@ use aquifer_runtime::{Cancel, Tracker, cancel, metrics as metrics_page, process}
 use aquifer_xds::resource::ResourceSet;
 use aquifer_xds::server::{Publisher, Server as XdsServer, ServerMetrics};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::ca::{pods, start};
 use crate::config::{Config, ListenConfig, MeshConfig};
-use crate::debug;
-use crate::gateway;
+use crate::debug::{self, istioctl::Istioctl};
+use crate::gateway::{self, Waypoints};
 use crate::index::watched;
 use crate::leader;
 use crate::metrics::Metrics;
@@ -131,8 +132,16 @@ impl App {
         metrics_page::serve(monitoring, Arc::new(registry), &tracker, cancel.clone());
 
         status.start(&source, leader.clone(), &tracker, &cancel);
-        let (gateways, revision) = (gateway_settings(&config.mesh), config.mesh.revision.clone());
-        gateway::start(&source, gateways, revision, status.clone(), leader.clone(), &tracker, &cancel);
+        let (tell, told) = watch::channel(None);
+        let (settings, revision) = (gateway_settings(&config.mesh), config.mesh.revision.clone());
+        gateway::start(
+            &source,
+            Waypoints { settings, told, revision },
+            status.clone(),
+            leader.clone(),
+            &tracker,
+            &cancel,
+        );
         let authenticate = Arc::new(XdsAuthenticator(Arc::clone(&ca.authenticators)));
         let xds = XdsServer::new(publisher.clone(), authenticate.clone(), xds_metrics, tracker.clone(), cancel.clone());
         let (configs, questions) = debug::configs();
@@ -143,12 +152,14 @@ impl App {
             configs: Some(configs),
             expiries: ca.service.expiries(),
         };
+        let (pod, revision) = (&config.mesh.pod_name, config.mesh.revision.name());
+        let inspect = Arc::new(Istioctl::new(pages.clone(), &config.mesh.root_namespace, pod, revision));
         let open = OpenPages { readiness: readiness.clone(), tracker: Tracker::new(), cancel: Cancel::new() };
         let http = HttpServer::on("http", listeners.http);
         pages.into_server(&readiness).serve(http, &open.tracker, open.cancel.clone());
         let (clients, trust_domains) = (xds.clients(), ca.trust_domains.clone());
         let certificates = IstioCertificateServiceServer::new(ca.service.clone());
-        let services = Services { xds: xds.into_service(), ca: Some(certificates) };
+        let services = Services { xds: xds.with_inspect(inspect).into_service(), ca: Some(certificates) };
         ca.run(publisher.clone(), clients, leader, &tracker, &cancel).await?;
         let (serve, when_synced) = (tracker.clone(), cancel.clone());
         let synced = move || {
@@ -158,7 +169,7 @@ impl App {
             drop(unready);
         };
         let publish = Publish::new(&config.mesh, trust_domains, pod_writer, publisher, status, metrics.push);
-        let publish = publish.with_questions(questions);
+        let publish = publish.with_questions(questions).telling(tell);
         let until = cancel.clone();
         tracker.spawn("publish", async move { publish.run(watch, synced, &until).await });
         tracing::info!(?addresses, version = env!("CARGO_PKG_VERSION"), "istiod-lite started");
@@ -186,9 +197,7 @@ fn gateway_settings(mesh: &MeshConfig) -> gateway::Settings {
         revision: mesh.revision.name().to_owned(),
         root_namespace: mesh.root_namespace.clone(),
         cluster_domain: mesh.cluster_domain.clone(),
-        trust_domain: mesh.trust_domain.clone(),
         cluster_id: mesh.cluster_id.clone(),
-        network: String::new(),
     }
 }
 

@@ -7,13 +7,17 @@
 //! | `/debug/configz` | the Istio and Gateway API objects that were read |
 //! | `/debug/registryz` | the services |
 //! | `/debug/proxies` | each proxy's state in full, as `aquifer status` reads it |
+//! | `/debug/list` | the pages |
+//!
+//! The same through discovery, for [`istioctl`].
 
 mod expiry;
+pub mod istioctl;
 mod proxies;
 mod registryz;
 mod syncz;
 
-use std::future::Future;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aquifer_objects::Object;
@@ -66,6 +70,9 @@ impl Configs {
     }
 }
 
+const PREFIX: &str = "/debug/";
+const PAGES: [&str; 5] = ["/debug/configz", "/debug/list", "/debug/proxies", "/debug/registryz", "/debug/syncz"];
+
 impl Pages {
     /// As routes.
     pub fn into_server(self, readiness: &Readiness) -> AdminServer {
@@ -74,34 +81,34 @@ impl Pages {
             "/healthz/ready",
             readiness.handler(),
         );
-        let server = self.page(server, "/debug/syncz", |pages, request| async move {
-            syncz::page(&pages.clients, request.query.get("namespace").map(String::as_str))
-        });
-        let server = self.page(server, "/debug/configz", |pages, _| async move {
-            match pages.configs {
-                Some(configs) => Value::Array(configs.all().await.iter().map(Object::to_json).collect()),
-                None => Value::Array(Vec::new()),
-            }
-        });
-        let server = self.page(server, "/debug/registryz", |pages, _| async move { registryz::page(&pages.publisher) });
-        self.page(server, "/debug/proxies", |pages, _| async move {
-            proxies::page(&pages.publisher, &pages.clients, &pages.expiries)
-        })
+        PAGES.into_iter().fold(server, |server, path| self.route(server, path))
     }
 
-    fn page<F>(&self, server: AdminServer, path: &'static str, make: fn(Self, Request) -> F) -> AdminServer
-    where
-        F: Future<Output = Value> + Send + 'static,
-    {
-        let pages = self.clone();
+    fn route(&self, server: AdminServer, path: &'static str) -> AdminServer {
+        let (pages, page) = (self.clone(), path.strip_prefix(PREFIX).unwrap_or_default());
         server.get(path, move |request| {
             let pages = pages.clone();
             async move {
-                match pages.refused(&request).await {
-                    Some(refusal) => refusal,
-                    None => json(StatusCode::OK, &make(pages, request).await),
+                if let Some(refusal) = pages.refused(&request).await {
+                    return refusal;
                 }
+                json(StatusCode::OK, &pages.show(page, &request.query).await)
             }
+        })
+    }
+
+    /// What a page shows, by the last part of its path; nothing if there is no such page.
+    async fn show(&self, page: &str, query: &BTreeMap<String, String>) -> Option<Value> {
+        Some(match page {
+            "syncz" => syncz::page(&self.clients, query.get("namespace").map(String::as_str)),
+            "configz" => match &self.configs {
+                Some(configs) => Value::Array(configs.all().await.iter().map(Object::to_json).collect()),
+                None => Value::Array(Vec::new()),
+            },
+            "registryz" => registryz::page(&self.publisher),
+            "proxies" => proxies::page(&self.publisher, &self.clients, &self.expiries),
+            "list" => PAGES.into(),
+            _ => return None,
         })
     }
 

@@ -38,9 +38,9 @@ impl Follow {
         let own = &self.trust_domain;
         if mesh.trust_domain != *own {
             lines.push(format!(
-                "trustDomain {:?} is not that of TRUST_DOMAIN ({own:?}), which waypoints are still told in their Deployments: \
-                 set TRUST_DOMAIN of the control plane and of the node proxies alike and restart them; a root that is \
-                 made already keeps its subject",
+                "trustDomain {:?} is not that of TRUST_DOMAIN ({own:?}), by which node proxies still name themselves: set \
+                 TRUST_DOMAIN of the control plane and of the node proxies alike and restart them; a root that is made \
+                 already keeps its subject",
                 mesh.trust_domain
             ));
         }

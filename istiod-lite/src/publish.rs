@@ -14,7 +14,7 @@ use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
 use aquifer_runtime::Cancel;
 use aquifer_xds::resource::{Resource, ResourceSet};
 use aquifer_xds::server::Publisher;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::ca::pods::{PodFacts, PodWriter};
@@ -23,6 +23,7 @@ use crate::config::MeshConfig;
 use crate::debounce::Debounce;
 use crate::debug::Question;
 use crate::follow::Follow;
+use crate::gateway::Told;
 use crate::index::{Change, Changes, Dirty, Index, Published, ResourceKind};
 use crate::metrics::{PushMetrics, type_label};
 use crate::revision::{DEFAULT, Revision};
@@ -48,6 +49,8 @@ pub struct Publish {
     configs: BTreeMap<ObjectKey, Object>,
     /// Who asks for it.
     questions: Option<mpsc::Receiver<Question>>,
+    /// Who makes waypoints.
+    tell: Option<watch::Sender<Option<Told>>>,
 }
 
 impl Publish {
@@ -88,7 +91,15 @@ impl Publish {
             services: BTreeSet::new(),
             configs: BTreeMap::new(),
             questions: None,
+            tell: None,
         }
+    }
+
+    /// Says what waypoints are told, from the first publication on.
+    #[must_use]
+    pub fn telling(mut self, tell: watch::Sender<Option<Told>>) -> Self {
+        self.tell = Some(tell);
+        self
     }
 
     /// Answers a debug page.
@@ -251,6 +262,10 @@ impl Publish {
         // Before anybody hears of it: who asks for an identity of the new domain is given it.
         if let Some(change) = &changes.mesh {
             self.follow.mesh(&change.mesh);
+        }
+        if let Some(tell) = &self.tell {
+            let told = Told::from(self.index.mesh());
+            tell.send_if_modified(|last| last.replace(told.clone()).as_ref() != Some(&told));
         }
         for (key, conditions) in &changes.statuses {
             self.status.conditions(key, conditions.iter().map(Condition::from).collect());

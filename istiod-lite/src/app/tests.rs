@@ -30,6 +30,7 @@ use crate::test_support::{ISSUER, Signer, claims, write_jwks};
 
 mod clients;
 mod discovery;
+mod istioctl;
 mod process;
 mod rotation;
 mod trust_domain;

@@ -45,7 +45,7 @@ async fn get(handler: &Handler, path: &str, peer: &str) -> (StatusCode, String) 
 async fn pages_are_for_this_machine_and_for_callers_with_a_token() {
     let closed = handler(None);
     let open = handler(Some(Arc::new(AllowAnonymous)));
-    for path in ["/debug/syncz", "/debug/configz", "/debug/registryz", "/debug/proxies"] {
+    for path in PAGES {
         for here in ["127.0.0.1:4000", "[::1]:4000", "[::ffff:127.0.0.1]:4000"] {
             assert_eq!(get(&closed, path, here).await.0, StatusCode::OK, "{path} from {here}");
         }

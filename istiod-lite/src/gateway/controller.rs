@@ -1,36 +1,40 @@
 //! What the task knows: Gateways, and everything that says something about them. Pure; time passed in.
+//!
+//! ```text
+//!   Event ──observe──▶ Controller ──turns──▶ a Gateway ──actions──▶ what writes say is needed
+//! ```
+
+mod observe;
+mod turns;
+mod writes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_objects::crds::gateway_api::{Gateway, GatewayClass};
-use aquifer_objects::{Event, Kind, Object, ObjectKey};
+use aquifer_objects::{Kind, Object, ObjectKey};
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use self::writes::Applied;
 use super::reconcile::{Action, Input, elsewhere, made_by, reconcile, service_named};
 use super::render::{GATEWAY_NAME, Names};
-use super::{CLASS_DEFAULTS, MANAGED, Settings, class};
+use super::{CLASS_DEFAULTS, MANAGED, Settings, Told, class};
 use crate::revision::Revision;
 use crate::status::Condition;
 
 /// The kinds that a Gateway becomes.
 const CHILDREN: [Kind; 5] =
     [Kind::ServiceAccount, Kind::Deployment, Kind::Service, Kind::HorizontalPodAutoscaler, Kind::PodDisruptionBudget];
-/// An own write takes so long at most to come back as an event.
-const ECHO: Duration = Duration::from_secs(5);
-/// So many rounds of one Gateway in [`WINDOW`] before it has to wait: somebody fights us.
-const ROUNDS: u32 = 100;
-const WINDOW: Duration = Duration::from_secs(30);
 /// What is not seen through a watch is read again after this.
 const REREAD: Duration = Duration::from_secs(30);
 
 /// The state.
 pub(super) struct Controller {
     settings: Settings,
+    told: Told,
     revision: Revision,
     /// Whether nobody else removes what a deleted Gateway leaves behind.
     collects_garbage: bool,
@@ -52,19 +56,12 @@ pub(super) struct Controller {
     synced: bool,
 }
 
-/// What we last applied to an object.
-struct Applied {
-    content: u64,
-    at: Instant,
-    /// What stood when it came back.
-    stands: Option<u64>,
-}
-
 impl Controller {
     /// Knows nothing yet.
-    pub(super) fn new(settings: Settings, revision: Revision, collects_garbage: bool) -> Self {
+    pub(super) fn new(settings: Settings, told: Told, revision: Revision, collects_garbage: bool) -> Self {
         Self {
             settings,
+            told,
             revision,
             collects_garbage,
             gateways: BTreeMap::new(),
@@ -83,158 +80,18 @@ impl Controller {
         }
     }
 
-    /// Takes an event in.
-    pub(super) fn take(&mut self, event: &Event, now: Instant) {
-        match event {
-            Event::Applied(object) => self.observed(object, now),
-            Event::Deleted(key) => self.gone(key, now),
-            Event::Synced => self.synced = true,
+    /// From now on waypoints are told this.
+    pub(super) fn tell(&mut self, told: Told, now: Instant) {
+        if self.told != told {
+            tracing::info!(trust_domain = told.trust_domain, network = told.network, "told to waypoints");
+            self.told = told;
+            self.wake_where(now, |_| true);
         }
-    }
-
-    fn observed(&mut self, object: &Object, now: Instant) {
-        match object {
-            Object::Gateway(gateway) => {
-                self.gateways.insert(object.key(), Arc::clone(gateway));
-                self.wake(object.key(), now);
-            }
-            Object::GatewayClass(class) => {
-                self.classes.insert(object.name().into(), Arc::clone(class));
-                self.classes_due = true;
-                self.wake_where(now, |gateway| gateway.spec.gateway_class_name == object.name());
-            }
-            Object::ConfigMap(config) => {
-                self.config_maps.insert(object.key(), Arc::clone(config));
-                self.wake_users_of(&object.key(), object.label(CLASS_DEFAULTS), now);
-            }
-            Object::Namespace(_) => {
-                let label = object.label(crate::revision::LABEL).map(str::to_owned);
-                let before = match label.clone() {
-                    Some(revision) => self.namespace_revisions.insert(object.name().into(), revision),
-                    None => self.namespace_revisions.remove(object.name()),
-                };
-                if before != label {
-                    self.wake_where(now, |gateway| gateway.metadata.namespace.as_deref() == Some(object.name()));
-                }
-            }
-            Object::EndpointSlice(slice) => self.slice(object.key(), Some(slice), now),
-            _ if CHILDREN.contains(&object.kind()) => {
-                let key = object.key();
-                self.strangers.remove(&key);
-                if object.label(MANAGED).is_some() {
-                    self.children.insert(key, object.clone());
-                } else {
-                    self.children.remove(&key);
-                    self.strangers.insert(key, object.clone());
-                }
-                self.wake_owner(object, now);
-            }
-            _ => {}
-        }
-    }
-
-    fn gone(&mut self, key: &ObjectKey, now: Instant) {
-        match key.kind {
-            Kind::Gateway => {
-                self.gateways.remove(key);
-                self.rounds.remove(key);
-                self.due.insert((now, key.clone()));
-            }
-            Kind::GatewayClass => {
-                self.classes.remove(&key.name);
-                self.classes_due = true;
-                self.wake_where(now, |gateway| *gateway.spec.gateway_class_name == *key.name);
-            }
-            Kind::ConfigMap => {
-                let config = self.config_maps.remove(key);
-                let labels = config.as_ref().and_then(|config| config.metadata.labels.as_ref());
-                let class = labels.and_then(|labels| labels.get(CLASS_DEFAULTS)).cloned();
-                self.wake_users_of(key, class.as_deref(), now);
-            }
-            Kind::EndpointSlice => self.slice(key.clone(), None, now),
-            Kind::Namespace => {
-                self.namespace_revisions.remove(&key.name);
-            }
-            _ => {
-                self.applied.remove(key);
-                self.strangers.remove(key);
-                if let Some(object) = self.children.remove(key) {
-                    self.wake_owner(&object, now);
-                }
-            }
-        }
-    }
-
-    fn slice(&mut self, key: ObjectKey, slice: Option<&EndpointSlice>, now: Instant) {
-        let service =
-            slice.and_then(|slice| slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name").cloned());
-        let ready =
-            slice.is_some_and(|slice| {
-                slice.endpoints.iter().flatten().any(|endpoint| {
-                    endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready.unwrap_or(true))
-                })
-            });
-        let mut changed = Vec::new();
-        self.ready.retain(|(namespace, name), slices| {
-            if *namespace == key.namespace && slices.remove(&key.name) {
-                changed.push(name.clone());
-            }
-            !slices.is_empty()
-        });
-        if let Some(service) = service.filter(|_| ready) {
-            self.ready.entry((Arc::clone(&key.namespace), service.clone())).or_default().insert(Arc::clone(&key.name));
-            changed.push(service);
-        }
-        for service in changed {
-            let namespace = &*key.namespace;
-            self.wake_where(now, |gateway| {
-                gateway.metadata.namespace.as_deref() == Some(namespace) && Names::of(gateway).deployment == service
-            });
-        }
-    }
-
-    fn wake(&mut self, key: ObjectKey, now: Instant) {
-        self.due.insert((now, key));
-    }
-
-    fn wake_where(&mut self, now: Instant, which: impl Fn(&Gateway) -> bool) {
-        let keys: Vec<ObjectKey> =
-            self.gateways.iter().filter(|(_, gateway)| which(gateway)).map(|(key, _)| key.clone()).collect();
-        self.due.extend(keys.into_iter().map(|key| (now, key)));
-    }
-
-    fn wake_users_of(&mut self, config: &ObjectKey, class: Option<&str>, now: Instant) {
-        let config = config.clone();
-        self.wake_where(now, |gateway| {
-            class == Some(gateway.spec.gateway_class_name.as_str()) || parameters(gateway).as_ref() == Some(&config)
-        });
-    }
-
-    /// Whose it is: by its label, and by its name, which a Gateway may wait for.
-    fn wake_owner(&mut self, object: &Object, now: Instant) {
-        let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
-        let label = object.label(GATEWAY_NAME).map(str::to_owned);
-        if let Some(owner) = &label {
-            self.wake(ObjectKey::new(Kind::Gateway, &namespace, owner), now);
-        }
-        self.wake_where(now, |gateway| {
-            let names = Names::of(gateway);
-            gateway.metadata.namespace.as_deref() == Some(namespace.as_str())
-                && (names.deployment == name || names.service_account == name)
-        });
     }
 
     /// The ConfigMaps that Gateways name as their parameters.
     pub(super) fn parameters(&self) -> BTreeSet<ObjectKey> {
         self.gateways.values().filter_map(|gateway| parameters(gateway)).collect()
-    }
-
-    /// When there is something to do; nothing before everything was seen.
-    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
-        if !self.synced {
-            return None;
-        }
-        if self.classes_due { Some(now) } else { self.due.first().map(|(at, _)| *at) }
     }
 
     /// Classes to make, and what is said on those that stand. Once for every change of them.
@@ -247,35 +104,6 @@ impl Controller {
             class::conditions(class).map(|conditions| (Object::GatewayClass(Arc::clone(class)), conditions))
         });
         (missing, told.collect())
-    }
-
-    /// The Gateway whose turn it is, if any. Who comes too often waits.
-    pub(super) fn next(&mut self, now: Instant) -> Option<ObjectKey> {
-        loop {
-            let (at, _) = self.due.first()?;
-            if *at > now {
-                return None;
-            }
-            let (_, key) = self.due.pop_first()?;
-            self.due.retain(|(_, other)| *other != key);
-            let (since, rounds) = self.rounds.entry(key.clone()).or_insert((now, 0));
-            if now - *since > WINDOW {
-                (*since, *rounds) = (now, 0);
-            }
-            *rounds += 1;
-            if *rounds <= ROUNDS {
-                return Some(key);
-            }
-            if *rounds == ROUNDS + 1 {
-                tracing::warn!(gateway = %key, "changes all the time; it is looked at every {WINDOW:?} until it rests");
-            }
-            self.due.insert((*since + WINDOW + Duration::from_millis(1), key));
-        }
-    }
-
-    /// It is to be looked at again after `pause`.
-    pub(super) fn again(&mut self, key: &ObjectKey, now: Instant, pause: Duration) {
-        self.due.insert((now + pause, key.clone()));
     }
 
     /// Names in question that no watch shows and that were not read lately.
@@ -351,7 +179,7 @@ impl Controller {
             observed: &observed,
             endpoint_ready: self.ready.contains_key(&(Arc::clone(&key.namespace), service)),
         };
-        let actions = reconcile(&input, &self.settings);
+        let actions = reconcile(&input, &self.settings, &self.told);
         actions.into_iter().filter(|action| self.is_needed(action, now)).collect()
     }
 
@@ -394,62 +222,10 @@ impl Controller {
         let age = |config: &ConfigMap| config.metadata.creation_timestamp.as_ref().map(|time| time.0);
         of_class.min_by_key(|(key, config)| (age(config), (*key).clone())).map(|(_, config)| Arc::clone(config))
     }
-
-    fn is_needed(&mut self, action: &Action, now: Instant) -> bool {
-        let Action::Apply(key, object) = action else { return true };
-        let stands = self.children.get(key).map(fingerprint);
-        let Some(applied) = self.applied.get_mut(key) else { return true };
-        if applied.content != content(object) {
-            return true;
-        }
-        match (stands, applied.stands) {
-            (None, _) => now - applied.at > ECHO,
-            (Some(stands), None) => {
-                applied.stands = Some(stands);
-                false
-            }
-            (Some(stands), Some(before)) => stands != before,
-        }
-    }
-
-    /// It was applied.
-    pub(super) fn applied(&mut self, key: &ObjectKey, object: &Value, now: Instant) {
-        self.applied.insert(key.clone(), Applied { content: content(object), at: now, stands: None });
-    }
 }
 
 fn parameters(gateway: &Gateway) -> Option<ObjectKey> {
     let reference = gateway.spec.infrastructure.as_ref()?.parameters_ref.as_ref()?;
     let namespace = gateway.metadata.namespace.as_deref().unwrap_or_default();
     (reference.kind == "ConfigMap").then(|| ObjectKey::new(Kind::ConfigMap, namespace, &reference.name))
-}
-
-/// A hash of what we say; the uid is a condition, not content.
-fn content(object: &Value) -> u64 {
-    let mut object = object.clone();
-    if let Some(metadata) = object["metadata"].as_object_mut() {
-        metadata.remove("uid");
-    }
-    hash(&object)
-}
-
-/// A hash of what stands, as far as it is somebody's wish.
-fn fingerprint(object: &Object) -> u64 {
-    let mut json = object.to_json();
-    if let Some(fields) = json.as_object_mut() {
-        fields.remove("status");
-    }
-    if let Some(metadata) = json["metadata"].as_object_mut() {
-        metadata
-            .retain(|key, _| ["labels", "annotations", "ownerReferences", "uid", "generation"].contains(&key.as_str()));
-        // The Deployment's controller counts its rollouts here.
-        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.remove("deployment.kubernetes.io/revision");
-        }
-    }
-    hash(&json)
-}
-
-fn hash(value: &Value) -> u64 {
-    xxhash_rust::xxh64::xxh64(value.to_string().as_bytes(), 0)
 }

@@ -21,9 +21,11 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use crate::translate::Mesh;
+
 pub use conditions::service_address;
 pub use reconcile::{Action, Input, reconcile};
-pub use task::start;
+pub use task::{Waypoints, start};
 
 /// The field manager of what a Gateway becomes.
 pub const MANAGER: &str = "istio.io/gateway-controller";
@@ -38,7 +40,7 @@ pub const VERSION: i64 = 5;
 /// The label of a ConfigMap in the root namespace that overlays all Gateways of a class.
 pub const CLASS_DEFAULTS: &str = "gateway.istio.io/defaults-for-class";
 
-/// What a waypoint is told of its mesh.
+/// What a waypoint is told, as the process was told it.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// WAYPOINT_IMAGE: what a waypoint's container runs; without it none is made.
@@ -49,12 +51,23 @@ pub struct Settings {
     pub root_namespace: String,
     /// The suffix of Service names.
     pub cluster_domain: String,
-    /// The trust domain.
-    pub trust_domain: String,
     /// The cluster.
     pub cluster_id: String,
+}
+
+/// What a waypoint is told, as the mesh has it at the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The trust domain, which is that of the certificates that it gets.
+    pub trust_domain: String,
     /// The network of this cluster, or nothing.
     pub network: String,
+}
+
+impl From<&Mesh> for Told {
+    fn from(mesh: &Mesh) -> Self {
+        Self { trust_domain: mesh.trust_domain.clone(), network: mesh.network.clone() }
+    }
 }
 
 impl Settings {

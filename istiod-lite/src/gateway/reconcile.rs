@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::class::{Role, role};
 use super::conditions::{self, Programmed, hostname, service_address};
 use super::render::{self, GATEWAY_NAME, MANAGED_BY, Names};
-use super::{CONTROLLER_VERSION, MANAGED, Settings, VERSION};
+use super::{CONTROLLER_VERSION, MANAGED, Settings, Told, VERSION};
 use crate::status::GatewayStatus;
 
 /// What is known about one Gateway.
@@ -42,7 +42,7 @@ pub enum Action {
 }
 
 /// What is to be done about the Gateway, in this order. Nothing for a Gateway of another controller.
-pub fn reconcile(input: &Input<'_>, settings: &Settings) -> Vec<Action> {
+pub fn reconcile(input: &Input<'_>, settings: &Settings, told: &Told) -> Vec<Action> {
     let gateway = input.gateway;
     let key = key_of(gateway);
     match role(&gateway.spec.gateway_class_name, input.class) {
@@ -60,18 +60,24 @@ pub fn reconcile(input: &Input<'_>, settings: &Settings) -> Vec<Action> {
     }
     match owner_version(gateway) {
         Claimed::ByNewer => Vec::new(),
-        Claimed::ByUs => waypoint(input, settings, key, Vec::new()),
-        Claimed::No => waypoint(input, settings, key.clone(), vec![Action::Claim(key)]),
+        Claimed::ByUs => waypoint(input, settings, told, key, Vec::new()),
+        Claimed::No => waypoint(input, settings, told, key.clone(), vec![Action::Claim(key)]),
     }
 }
 
-fn waypoint(input: &Input<'_>, settings: &Settings, key: ObjectKey, mut actions: Vec<Action>) -> Vec<Action> {
+fn waypoint(
+    input: &Input<'_>,
+    settings: &Settings,
+    told: &Told,
+    key: ObjectKey,
+    mut actions: Vec<Action>,
+) -> Vec<Action> {
     let gateway = input.gateway;
     if let Some(elsewhere) = elsewhere(gateway) {
         actions.push(Action::Status(key, attached(input, settings, elsewhere)));
         return actions;
     }
-    let wanted = match wanted(input, settings) {
+    let wanted = match wanted(input, settings, told) {
         Ok(wanted) => wanted,
         Err(message) => {
             actions.push(Action::Status(key, conditions::rejected(gateway, "InvalidParameters", &message)));
@@ -135,7 +141,7 @@ fn waypoint(input: &Input<'_>, settings: &Settings, key: ObjectKey, mut actions:
 }
 
 /// The objects with all overlays, or what is wrong with these.
-fn wanted(input: &Input<'_>, settings: &Settings) -> Result<Vec<(Kind, Value)>, String> {
+fn wanted(input: &Input<'_>, settings: &Settings, told: &Told) -> Result<Vec<(Kind, Value)>, String> {
     let mut overlays: Vec<&ConfigMap> = input.defaults.into_iter().collect();
     let infrastructure = input.gateway.spec.infrastructure.as_ref();
     if let Some(reference) = infrastructure.and_then(|infrastructure| infrastructure.parameters_ref.as_ref()) {
@@ -154,7 +160,7 @@ fn wanted(input: &Input<'_>, settings: &Settings) -> Result<Vec<(Kind, Value)>, 
         };
         overlays.push(parameters);
     }
-    render::objects(input.gateway, &overlays, settings)
+    render::objects(input.gateway, &overlays, settings, told)
 }
 
 /// Whether it serves: there is an address, and a pod behind it. Once it did, it is not taken back for pods that are

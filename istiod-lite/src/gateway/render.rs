@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Map, Value, json};
 
 use super::merge::strategic;
-use super::{MANAGED, Settings};
+use super::{MANAGED, Settings, Told};
 
 /// The label of everything that belongs to a Gateway.
 pub(super) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
@@ -17,6 +17,7 @@ const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 const NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
 const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 const SERVICE_TYPE: &str = "networking.istio.io/service-type";
+const NETWORK: &str = "topology.istio.io/network";
 const PROXY_IMAGE: &str = "sidecar.istio.io/proxyImage";
 /// Annotations that are meant for the Gateway itself.
 const NOT_COPIED: [&str; 4] =
@@ -62,8 +63,9 @@ pub(super) fn objects(
     gateway: &Gateway,
     overlays: &[&ConfigMap],
     settings: &Settings,
+    told: &Told,
 ) -> Result<Vec<(Kind, Value)>, String> {
-    let frame = Frame::new(gateway, settings);
+    let frame = Frame::new(gateway, settings, told);
     let plain = [
         (Kind::ServiceAccount, frame.service_account()),
         (Kind::Deployment, frame.deployment()),
@@ -135,6 +137,7 @@ type Strings = BTreeMap<String, String>;
 struct Frame<'a> {
     gateway: &'a Gateway,
     settings: &'a Settings,
+    told: &'a Told,
     names: Names,
     namespace: String,
     labels: Strings,
@@ -142,7 +145,7 @@ struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    fn new(gateway: &'a Gateway, settings: &'a Settings) -> Self {
+    fn new(gateway: &'a Gateway, settings: &'a Settings, told: &'a Told) -> Self {
         let infrastructure = gateway.spec.infrastructure.as_ref();
         let not_gateways = |map: &Strings| -> Strings {
             let foreign = map.iter().filter(|(key, _)| !key.starts_with("gateway.networking.k8s.io/"));
@@ -158,8 +161,8 @@ impl<'a> Frame<'a> {
             None => gateway.metadata.annotations.clone().unwrap_or_default(),
         };
         annotations.retain(|key, _| !NOT_COPIED.contains(&key.as_str()));
-        if !settings.network.is_empty() {
-            labels.entry("topology.istio.io/network".to_owned()).or_insert_with(|| settings.network.clone());
+        if !told.network.is_empty() {
+            labels.entry(NETWORK.to_owned()).or_insert_with(|| told.network.clone());
         }
         let name = gateway.metadata.name.clone().unwrap_or_default();
         labels.insert(GATEWAY_NAME.to_owned(), name);
@@ -168,6 +171,7 @@ impl<'a> Frame<'a> {
         Self {
             gateway,
             settings,
+            told,
             names: Names::of(gateway),
             namespace: gateway.metadata.namespace.clone().unwrap_or_default(),
             labels,
@@ -358,13 +362,14 @@ impl<'a> Frame<'a> {
             plain("AUTH_TOKEN", "/var/run/secrets/tokens/istio-token"),
             plain("GATEWAY_NAME", self.gateway.metadata.name.as_deref().unwrap_or_default()),
             plain("CLUSTER_ID", &settings.cluster_id),
-            plain("TRUST_DOMAIN", &settings.trust_domain),
+            plain("TRUST_DOMAIN", &self.told.trust_domain),
             plain("ISTIO_META_CLUSTER_ID", &settings.cluster_id),
             plain("ISTIO_META_WORKLOAD_NAME", &self.names.deployment),
             plain("ISTIO_META_OWNER", &owner),
         ];
-        if let Some(network) = self.labels.get("topology.istio.io/network") {
-            env.push(plain("NETWORK", network));
+        // The name of ours, and of Istio's.
+        if let Some(network) = self.labels.get(NETWORK).filter(|network| !network.is_empty()) {
+            env.extend([plain("NETWORK", network), plain("ISTIO_META_NETWORK", network)]);
         }
         Value::Array(env)
     }

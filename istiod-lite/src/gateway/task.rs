@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::controller::Controller;
 use super::reconcile::Action;
 use super::render::GATEWAY_NAME;
-use super::{CLASS_DEFAULTS, CONTROLLER_VERSION, FOLDER_MANAGER, MANAGED, MANAGER, Settings, VERSION};
+use super::{CLASS_DEFAULTS, CONTROLLER_VERSION, FOLDER_MANAGER, MANAGED, MANAGER, Settings, Told, VERSION};
 use crate::revision::Revision;
 use crate::status::{StatusQueue, Wanted};
 
@@ -23,21 +23,32 @@ const RETRY: Duration = Duration::from_secs(5);
 /// A name that is taken is looked at again after this.
 const TAKEN: Duration = Duration::from_secs(31);
 
+/// What waypoints are made of, and whose.
+pub struct Waypoints {
+    /// As the process was told it.
+    pub settings: Settings,
+    /// As the mesh has it; `None` until that is known, for a waypoint that is told another thing restarts.
+    pub told: watch::Receiver<Option<Told>>,
+    /// Of which Gateways.
+    pub revision: Revision,
+}
+
 /// Starts the task; it works while `leader` says so.
 pub fn start(
     source: &Source,
-    settings: Settings,
-    revision: Revision,
+    waypoints: Waypoints,
     status: StatusQueue,
     leader: watch::Receiver<bool>,
     tracker: &Tracker,
     cancel: &Cancel,
 ) {
+    let Waypoints { settings, told, revision } = waypoints;
     let folder = matches!(source, Source::Folder(_));
     let task = Task {
         writer: source.writer(if folder { FOLDER_MANAGER } else { MANAGER }),
         source: source.clone(),
         settings,
+        told,
         revision,
         status,
         folder,
@@ -58,6 +69,7 @@ struct Task {
     source: Source,
     writer: Writer,
     settings: Settings,
+    told: watch::Receiver<Option<Told>>,
     revision: Revision,
     status: StatusQueue,
     folder: bool,
@@ -108,7 +120,10 @@ impl Task {
                 return std::future::pending().await;
             }
         };
-        let mut controller = Controller::new(self.settings.clone(), self.revision.clone(), self.folder);
+        let mut told = self.told.clone();
+        let first = told.wait_for(Option::is_some).await.ok().and_then(|first| first.clone());
+        let Some(first) = first else { return std::future::pending().await };
+        let mut controller = Controller::new(self.settings.clone(), first, self.revision.clone(), self.folder);
         let mut parameters = Parameters::new();
         loop {
             let due = controller.next_due(Instant::now());
@@ -120,6 +135,10 @@ impl Task {
                     while let Some(event) = watch.try_next() {
                         self.take(&mut controller, &event, now);
                     }
+                }
+                Ok(()) = told.changed() => {
+                    let told = told.borrow_and_update().clone().unwrap_or_default();
+                    controller.tell(told, Instant::now());
                 }
                 Some(event) = parameters.events.recv() => {
                     // A watch of one ConfigMap is synced by itself.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::controller::Controller;
 use super::reconcile::Action;
-use super::{MANAGED, Settings};
+use super::{MANAGED, Settings, Told};
 use crate::revision::Revision;
 use crate::status::{Condition, GatewayStatus};
 
@@ -26,15 +26,17 @@ fn settings(image: bool) -> Settings {
         revision: "default".into(),
         root_namespace: "istio-system".into(),
         cluster_domain: "cluster.local".into(),
-        trust_domain: "cluster.local".into(),
         cluster_id: "Kubernetes".into(),
-        network: String::new(),
     }
+}
+
+fn told(trust_domain: &str, network: &str) -> Told {
+    Told { trust_domain: trust_domain.into(), network: network.into() }
 }
 
 /// As the task would be after its first read; objects without our label are found by asking for them.
 fn controller(objects: &[Object], settings: Settings, now: Instant) -> Controller {
-    let mut controller = Controller::new(settings, Revision::default(), true);
+    let mut controller = Controller::new(settings, told("cluster.local", ""), Revision::default(), true);
     let children = [
         Kind::ServiceAccount,
         Kind::Deployment,
@@ -173,6 +175,51 @@ fn what_stands_is_not_written_again() {
     assert!(again.iter().any(|(key, _)| key.kind == Kind::Service));
 }
 
+/// The variables of the Deployment's container that say where in the mesh a waypoint is.
+fn variables(actions: &[Action]) -> Vec<(String, String)> {
+    let applied = applies(actions);
+    let Some((_, deployment)) = applied.iter().find(|(key, _)| key.kind == Kind::Deployment) else { return Vec::new() };
+    let env = deployment.pointer("/spec/template/spec/containers/0/env").unwrap().as_array().unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = env.iter().map(|one| (text(&one["name"]), text(&one["value"])));
+    all.filter(|(name, _)| name.contains("TRUST_DOMAIN") || name.contains("NETWORK")).collect()
+}
+
+/// What the mesh says now is what waypoints are told; a Gateway's own label names its network.
+#[test]
+fn deployments_follow_the_mesh() {
+    let start = Instant::now();
+    let object = gateway(json!({}));
+    let key = object.key();
+    let mut controller = controller(std::slice::from_ref(&object), settings(true), start);
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    while controller.next(start).is_some() {}
+    let actions = controller.actions(&key, start);
+    assert_eq!(variables(&actions), [pair("TRUST_DOMAIN", "cluster.local")]);
+    for (key, value) in applies(&actions) {
+        controller.applied(&key, &value, start);
+        controller.take(&Event::Applied(parse_object(value).unwrap()), start);
+    }
+    assert_eq!(applies(&controller.actions(&key, start)), []);
+    while controller.next(start).is_some() {}
+
+    controller.tell(told("cluster.local", ""), start);
+    assert_eq!(controller.next(start), None, "nothing new");
+    controller.tell(told("new.test", "east"), start);
+    assert_eq!(controller.next(start), Some(key.clone()));
+    let actions = controller.actions(&key, start);
+    let expect = [pair("TRUST_DOMAIN", "new.test"), pair("NETWORK", "east"), pair("ISTIO_META_NETWORK", "east")];
+    assert_eq!(variables(&actions), expect);
+    let (_, deployment) = applies(&actions).into_iter().find(|(key, _)| key.kind == Kind::Deployment).unwrap();
+    assert_eq!(deployment["spec"]["template"]["metadata"]["labels"]["topology.istio.io/network"], "east");
+
+    let mut json = object.to_json();
+    json["metadata"]["labels"] = json!({ "topology.istio.io/network": "west" });
+    controller.take(&Event::Applied(parse_object(json).unwrap()), start);
+    let expect = [pair("TRUST_DOMAIN", "new.test"), pair("NETWORK", "west"), pair("ISTIO_META_NETWORK", "west")];
+    assert_eq!(variables(&controller.actions(&key, start)), expect);
+}
+
 #[test]
 fn a_gateway_that_never_rests_has_to_wait() {
     let start = Instant::now();
@@ -203,7 +250,8 @@ fn another_revisions_gateway_is_left_to_it() {
     let table = [(vec![labelled], "canary"), (vec![object.clone()], "default"), (vec![object, namespace], "canary")];
     for (objects, owner) in table {
         for (name, is_default) in [("default", true), ("canary", false)] {
-            let mut controller = Controller::new(settings(true), Revision::new(name, [], is_default), true);
+            let mut controller =
+                Controller::new(settings(true), Told::default(), Revision::new(name, [], is_default), true);
             for object in &objects {
                 controller.take(&Event::Applied(object.clone()), now);
             }

@@ -100,6 +100,14 @@ async fn another_trust_domain_reaches_workloads_and_certificates_without_a_resta
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert_eq!(uri(&asker.ask_with(&world, &app, &new[0]).await.unwrap()), payments("new.test"));
 
+    // What is no trust domain changes nothing, nor does the rest of that MeshConfig.
+    world.write("config.yaml", &mesh_config("{trustDomain: spiffe://New, trustDomainAliases: [cluster.local]}"));
+    world.write("payments.yaml", &super::payments("v2"));
+    client.until(|c| c.workload(PAYMENTS).unwrap().canonical_revision == "v2").await;
+    assert_eq!(client.workload(PAYMENTS).unwrap().trust_domain, "new.test");
+    assert_eq!(uri(&asker.ask(&world, &channel, None).await.unwrap()), ztunnel("new.test"));
+    assert!(asker.ask_with(&world, &app, &old[0]).await.is_err());
+
     // Without a MeshConfig it is the process's own once more.
     std::fs::remove_file(world.path("manifests/config.yaml")).unwrap();
     client.until(|c| c.workload(PAYMENTS).unwrap().trust_domain.is_empty()).await;
