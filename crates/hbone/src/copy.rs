@@ -220,6 +220,7 @@ impl Half {
                 Poll::Ready(Err(e)) => self.fail(Op::Shutdown, e),
             });
         }
+        self.bufs.release();
         if !self.flushed {
             match to.poll_flush(cx) {
                 Poll::Pending => {}

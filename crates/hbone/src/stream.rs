@@ -21,20 +21,20 @@ pub struct H2Stream {
     reserved: usize,
     send_done: bool,
     credit: StreamCredit,
-    /// What must live exactly as long as the stream: the pool's permit, gauges.
-    guards: Vec<Box<dyn Any>>,
+    /// What must live exactly as long as the stream: the pool's permit.
+    lease: Option<Box<dyn Any>>,
     peer: Option<Rc<dyn Any>>,
 }
 
 impl H2Stream {
     pub(crate) fn new(send: SendStream<Bytes>, mut recv: RecvStream, credit: StreamCredit) -> Self {
         credit.receives(&mut recv);
-        Self { send, recv, recv_done: false, reserved: 0, send_done: false, credit, guards: Vec::new(), peer: None }
+        Self { send, recv, recv_done: false, reserved: 0, send_done: false, credit, lease: None, peer: None }
     }
 
-    /// Ties `guard` to the stream's life.
-    pub fn attach(&mut self, guard: impl Any) {
-        self.guards.push(Box::new(guard));
+    /// Ties `lease` to the stream's life, instead of the one before.
+    pub(crate) fn attach(&mut self, lease: impl Any) {
+        self.lease = Some(Box::new(lease));
     }
 
     /// What the connector said of the peer of this stream's connection.

@@ -6,20 +6,56 @@ use std::io::IoSlice;
 /// A queue of byte chunks that reads as one [`Buf`], so that many frames leave in one vectored write.
 ///
 /// Small chunks that have to wait behind others are copied together: each would keep the buffer alive that it was
-/// received into.
+/// received into. A chunk alone needs no memory beside its own.
 #[derive(Default)]
 pub struct BufList {
+    /// Empty only if all is.
+    first: Bytes,
+    /// What comes behind it.
+    more: Option<Box<More>>,
+    len: usize,
+    _own: OwnThread,
+}
+
+#[derive(Default)]
+struct More {
     bufs: VecDeque<Bytes>,
     /// The end of the list.
     small: BytesMut,
-    len: usize,
-    _own: OwnThread,
 }
 
 /// Chunks below this are copied if they have to wait.
 const SMALL: usize = 1 << 10;
 /// Copied chunks come in pieces of this size.
 const PIECE: usize = 16 << 10;
+
+impl More {
+    fn push(&mut self, bytes: Bytes) {
+        if bytes.len() < SMALL {
+            self.small.extend_from_slice(&bytes);
+            if self.small.len() >= PIECE {
+                self.close_small();
+            }
+        } else {
+            self.close_small();
+            self.bufs.push_back(bytes);
+        }
+    }
+
+    fn close_small(&mut self) {
+        if !self.small.is_empty() {
+            self.bufs.push_back(self.small.split().freeze());
+        }
+    }
+
+    fn pop(&mut self) -> Bytes {
+        self.bufs.pop_front().unwrap_or_else(|| self.small.split().freeze())
+    }
+
+    fn chunks(&self) -> usize {
+        self.bufs.len() + usize::from(!self.small.is_empty())
+    }
+}
 
 impl BufList {
     /// An empty list.
@@ -30,20 +66,10 @@ impl BufList {
     /// Appends a chunk; an empty one is dropped.
     pub fn push(&mut self, bytes: Bytes) {
         self.len += bytes.len();
-        if bytes.len() < SMALL && self.len > bytes.len() {
-            self.small.extend_from_slice(&bytes);
-            if self.small.len() >= PIECE {
-                self.close_small();
-            }
+        if self.first.is_empty() {
+            self.first = bytes;
         } else if !bytes.is_empty() {
-            self.close_small();
-            self.bufs.push_back(bytes);
-        }
-    }
-
-    fn close_small(&mut self) {
-        if !self.small.is_empty() {
-            self.bufs.push_back(self.small.split().freeze());
+            self.more.get_or_insert_default().push(bytes);
         }
     }
 
@@ -59,23 +85,24 @@ impl BufList {
 
     /// Number of chunks.
     pub fn chunks(&self) -> usize {
-        self.bufs.len() + usize::from(!self.small.is_empty())
+        usize::from(self.len > 0) + self.more.as_ref().map_or(0, |more| more.chunks())
     }
 
-    /// The first chunk, which is never among the small ones unless there is no other.
-    fn front(&mut self) -> Option<&mut Bytes> {
-        if self.bufs.is_empty() {
-            self.close_small();
+    /// Gives back the memory of an empty list.
+    pub(crate) fn release(&mut self) {
+        if self.len == 0 {
+            self.more = None;
         }
-        self.bufs.front_mut()
+    }
+
+    fn pop(&mut self) -> Bytes {
+        let next = self.more.as_mut().map_or_else(Bytes::new, |more| more.pop());
+        std::mem::replace(&mut self.first, next)
     }
 
     /// Takes at most `max` bytes off the front, without copying and from one chunk only.
     pub fn take_front(&mut self, max: usize) -> Bytes {
-        let Some(front) = self.front() else {
-            return Bytes::new();
-        };
-        let taken = if front.len() <= max { self.bufs.pop_front().unwrap_or_default() } else { front.split_to(max) };
+        let taken = if self.first.len() <= max { self.pop() } else { self.first.split_to(max) };
         self.len -= taken.len();
         taken
     }
@@ -87,13 +114,14 @@ impl Buf for BufList {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.bufs.front().map_or(&self.small, |b| b.as_ref())
+        &self.first
     }
 
     fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
         let mut n = 0;
-        let small = Some(&self.small[..]).filter(|small| !small.is_empty());
-        for (slot, buf) in dst.iter_mut().zip(self.bufs.iter().map(|b| &b[..]).chain(small)) {
+        let more = self.more.iter().flat_map(|more| more.bufs.iter().map(|b| &b[..]).chain([&more.small[..]]));
+        let chunks = [&self.first[..]].into_iter().chain(more).filter(|chunk| !chunk.is_empty());
+        for (slot, buf) in dst.iter_mut().zip(chunks) {
             *slot = IoSlice::new(buf);
             n += 1;
         }
@@ -104,13 +132,10 @@ impl Buf for BufList {
         assert!(n <= self.len, "advance past the end of a BufList");
         self.len -= n;
         while n > 0 {
-            let front = self.front().expect("len counts the bytes of all chunks");
-            if front.len() > n {
-                front.advance(n);
-                return;
+            if self.first.len() > n {
+                return self.first.advance(n);
             }
-            n -= front.len();
-            self.bufs.pop_front();
+            n -= self.pop().len();
         }
     }
 }
@@ -185,6 +210,18 @@ mod tests {
                 proptest::prop_assert_eq!(list.is_empty(), list.chunk().is_empty());
             }
         }
+    }
+
+    #[test]
+    fn an_empty_list_gives_its_memory_back() {
+        let mut l = list(&["ab", "c"]);
+        l.release();
+        assert_eq!(l.len(), 3, "what waits stays");
+        l.advance(3);
+        l.release();
+        assert!(l.more.is_none() && l.is_empty());
+        l.push(Bytes::from_static(b"alone"));
+        assert!(l.more.is_none());
     }
 
     #[test]
