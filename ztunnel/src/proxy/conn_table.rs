@@ -6,9 +6,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use aquifer_core::authz::{self, Connection, Decision};
 use aquifer_core::reason::Reason;
@@ -17,7 +19,6 @@ use aquifer_core::workload::Workload;
 use aquifer_runtime::Cancel;
 use aquifer_tls::{PeerCertificate, Revocations};
 use serde::Serialize;
-use tokio::sync::Notify;
 
 use crate::inpod::zds::PodUid;
 use crate::proxy::same_node::permitted;
@@ -33,24 +34,31 @@ pub struct ConnTable {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    entries: BTreeMap<u64, Entry>,
+    /// Each where its guard has it: a tree's nodes are half empty when keys only grow, and must not be large.
+    entries: BTreeMap<u64, Rc<Entry>>,
     tunnels: BTreeMap<u64, Tunnel>,
 }
 
+/// One connection.
 #[derive(Debug)]
 struct Entry {
     pod: PodUid,
     view: View,
     /// What an inbound connection is judged by. The outbound side judges nothing.
-    judged: Option<Connection>,
+    judged: Option<Box<RefCell<Judged>>>,
+    /// What the peer showed, where there is mTLS.
+    certificate: RefCell<Option<Arc<PeerCertificate>>>,
+    cut: Cut,
+    traffic: RefCell<Option<Rc<Traffic>>>,
+}
+
+#[derive(Debug)]
+struct Judged {
+    by: Connection,
     /// It was let in; before that it is refused rather than cut.
     admitted: bool,
-    /// What the peer showed, where there is mTLS.
-    certificate: Option<Arc<PeerCertificate>>,
     /// The client, where nothing is on the wire in between: only as long as that is permitted for both.
     neighbour: Option<Arc<Workload>>,
-    cut: Rc<Cut>,
-    traffic: Option<Rc<Traffic>>,
 }
 
 /// An accepted mTLS connection, which may carry connections or none.
@@ -62,8 +70,8 @@ struct Tunnel {
 
 #[derive(Debug, Default)]
 struct Cut {
-    failure: RefCell<Option<Failure>>,
-    wake: Notify,
+    failure: RefCell<Option<Box<Failure>>>,
+    waiter: RefCell<Option<Waker>>,
 }
 
 /// A connection as `/config_dump` shows it.
@@ -131,21 +139,16 @@ impl ConnTable {
         let mut inner = self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
-        let cut = Rc::new(Cut::default());
-        inner.entries.insert(
-            id,
-            Entry {
-                pod: pod.clone(),
-                view,
-                judged,
-                admitted: false,
-                certificate: None,
-                neighbour: None,
-                cut: cut.clone(),
-                traffic: None,
-            },
-        );
-        Guard { table: self.clone(), id, cut }
+        let entry = Rc::new(Entry {
+            pod: pod.clone(),
+            view,
+            judged: judged.map(|by| Box::new(RefCell::new(Judged { by, admitted: false, neighbour: None }))),
+            certificate: RefCell::default(),
+            cut: Cut::default(),
+            traffic: RefCell::default(),
+        });
+        inner.entries.insert(id, entry.clone());
+        Guard { table: self.clone(), id, entry }
     }
 
     /// Registers an accepted tunnel: `cancel` is forced once the certificate is revoked.
@@ -163,7 +166,7 @@ impl ConnTable {
         let inner = self.inner.borrow();
         let mut cuts = 0;
         for entry in inner.entries.values() {
-            if entry.certificate.as_ref().is_some_and(|c| revocations.is_revoked(c)) {
+            if entry.certificate.borrow().as_ref().is_some_and(|c| revocations.is_revoked(c)) {
                 cuts += usize::from(entry.cut.cut(revoked()));
             }
         }
@@ -174,14 +177,22 @@ impl ConnTable {
         cuts
     }
 
+    /// Cuts all connections of a pod, or of all.
+    pub fn cut_all(&self, pod: Option<&PodUid>, failure: &Failure) {
+        for entry in self.inner.borrow().entries.values().filter(|e| pod.is_none_or(|pod| e.pod == *pod)) {
+            entry.cut.cut(failure.clone());
+        }
+    }
+
     /// Judges all inbound connections by a new state and cuts those that it doesn't allow. Returns how many had been
     /// let in; the others end as refused.
     ///
     /// `policies_changed`: judge all; otherwise only those whose own workload changed.
     pub fn reauthorize(&self, state: &MeshState, policies_changed: bool) -> usize {
         let mut cuts = 0;
-        for entry in self.inner.borrow_mut().entries.values_mut() {
-            let Some(judged) = &mut entry.judged else { continue };
+        for entry in self.inner.borrow().entries.values() {
+            let Some(judged) = &entry.judged else { continue };
+            let Judged { by: judged, admitted, neighbour } = &mut *judged.borrow_mut();
             let current = state.workload_by_uid(&judged.destination.uid);
             let workload_changed = match &current {
                 Some(current) => {
@@ -193,10 +204,10 @@ impl ConnTable {
             if let Some(current) = current {
                 judged.destination = current.clone();
             }
-            if let Some(source) = &entry.neighbour
+            if let Some(source) = neighbour
                 && !permitted(state.workload_by_uid(&source.uid), Some(&judged.destination))
             {
-                cuts += usize::from(entry.cut.cut(no_longer_permitted()) && entry.admitted);
+                cuts += usize::from(entry.cut.cut(no_longer_permitted()) && *admitted);
                 continue;
             }
             if !(policies_changed || workload_changed) {
@@ -209,11 +220,11 @@ impl ConnTable {
             }
             if let Err(denied) = verdict::check(state, &judged.destination, &verdict) {
                 let message = "connection closed due to policy change".to_owned();
-                let failure = match entry.admitted {
+                let failure = match *admitted {
                     true => Failure { reason: Reason::PolicyChanged, message, ..denied },
                     false => denied,
                 };
-                cuts += usize::from(entry.cut.cut(failure) && entry.admitted);
+                cuts += usize::from(entry.cut.cut(failure) && *admitted);
             }
         }
         cuts
@@ -233,8 +244,10 @@ impl ConnTable {
 
     /// Adds what the connections have carried to the metrics.
     pub fn flush_traffic(&self) {
-        for traffic in self.inner.borrow().entries.values().filter_map(|e| e.traffic.as_ref()) {
-            traffic.flush();
+        for entry in self.inner.borrow().entries.values() {
+            if let Some(traffic) = &*entry.traffic.borrow() {
+                traffic.flush();
+            }
         }
     }
 
@@ -271,8 +284,10 @@ impl Cut {
         if held.is_some() {
             return false;
         }
-        *held = Some(failure);
-        self.wake.notify_one();
+        *held = Some(Box::new(failure));
+        if let Some(waiter) = self.waiter.take() {
+            waiter.wake();
+        }
         true
     }
 }
@@ -291,16 +306,14 @@ pub struct Refusal {
 pub struct Guard {
     table: ConnTable,
     id: u64,
-    cut: Rc<Cut>,
+    entry: Rc<Entry>,
 }
 
 impl Guard {
     /// Judges the connection by `state`.
     pub fn authorize(&self, state: &MeshState, info_logging: bool) -> Result<(), Refusal> {
-        let mut inner = self.table.inner.borrow_mut();
-        let Some(Entry { judged: Some(judged), admitted, .. }) = inner.entries.get_mut(&self.id) else {
-            return Ok(());
-        };
+        let Some(judged) = &self.entry.judged else { return Ok(()) };
+        let Judged { by: judged, admitted, .. } = &mut *judged.borrow_mut();
         // As the workload is by now: it may have changed while we waited.
         if let Some(current) = state.workload_by_uid(&judged.destination.uid) {
             judged.destination = current.clone();
@@ -316,9 +329,7 @@ impl Guard {
     /// Ties the connection to what its peer showed, and refuses it if that is revoked. From now on it is cut when it
     /// becomes so.
     pub fn bind(&self, certificate: Arc<PeerCertificate>, revocations: &Revocations) -> Result<(), Failure> {
-        if let Some(entry) = self.table.inner.borrow_mut().entries.get_mut(&self.id) {
-            entry.certificate = Some(certificate.clone());
-        }
+        self.entry.certificate.replace(Some(certificate.clone()));
         // Bound first, asked second: lists that change in between come back as a cut.
         if revocations.is_revoked(&certificate) { Err(revoked()) } else { Ok(()) }
     }
@@ -326,10 +337,8 @@ impl Guard {
     /// Marks a connection that nothing on the wire shows, from `source` on this node, and refuses it if that is not
     /// permitted. From now on it is cut when it becomes so.
     pub fn on_one_node(&self, source: Arc<Workload>, load: impl FnOnce() -> Arc<MeshState>) -> Result<(), Failure> {
-        let mut inner = self.table.inner.borrow_mut();
-        let Some(Entry { judged: Some(judged), neighbour, .. }) = inner.entries.get_mut(&self.id) else {
-            return Ok(());
-        };
+        let Some(judged) = &self.entry.judged else { return Ok(()) };
+        let Judged { by: judged, neighbour, .. } = &mut *judged.borrow_mut();
         let (client, server) = (source.uid.clone(), judged.destination.uid.clone());
         *neighbour = Some(source);
         // Marked first, asked second: what is published in between comes back as a cut.
@@ -340,19 +349,23 @@ impl Guard {
 
     /// Has its traffic show in the metrics while it runs.
     pub fn count(&self, traffic: Rc<Traffic>) {
-        if let Some(entry) = self.table.inner.borrow_mut().entries.get_mut(&self.id) {
-            entry.traffic = Some(traffic);
-        }
+        self.entry.traffic.replace(Some(traffic));
     }
 
     /// Ends when the connection has to be cut, and says why. For one waiter.
     pub async fn cut(&self) -> Failure {
-        loop {
-            if let Some(failure) = self.cut.failure.borrow().clone() {
-                return failure;
+        let cut = &self.entry.cut;
+        poll_fn(|cx| {
+            if let Some(failure) = &*cut.failure.borrow() {
+                return Poll::Ready(Failure::clone(failure));
             }
-            self.cut.wake.notified().await;
-        }
+            let mut waiter = cut.waiter.borrow_mut();
+            if !waiter.as_ref().is_some_and(|waiter| waiter.will_wake(cx.waker())) {
+                *waiter = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 

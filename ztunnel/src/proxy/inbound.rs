@@ -121,12 +121,17 @@ async fn handshake(pod: &Pod, tcp: TcpStream) -> Result<Accepted, Failure> {
 }
 
 /// Takes one CONNECT from its headers to its record.
-async fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) {
-    // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened.
-    let Some(Open { mut stream, mut upstream, guard, record }) = Box::pin(open(&tunnel, request)).await else { return };
-    let outcome = tunnel.pod.copy(&guard, &mut stream, &mut upstream, &record.traffic()).await;
-    drop((stream, upstream));
-    record.finish(outcome.as_ref().copied());
+fn stream(tunnel: Rc<Tunnel>, request: ConnectRequest) -> impl Future<Output = ()> {
+    let pod = tunnel.pod.clone();
+    // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened. Outside of the task,
+    // which would keep a place for the request.
+    let open = Box::pin(async move { open(&tunnel, request).await });
+    async move {
+        let Some(Open { mut stream, mut upstream, guard, record }) = open.await else { return };
+        let outcome = pod.copy(&guard, &mut stream, &mut upstream, &record.traffic()).await;
+        drop((stream, upstream));
+        record.finish(outcome.as_ref().copied());
+    }
 }
 
 /// A connection whose bytes can flow.
@@ -343,7 +348,7 @@ impl Tunnel {
 
 #[cfg(test)]
 pub(super) fn stream_task_size() -> usize {
-    fn size<F: Future>(_: fn(Rc<Tunnel>, ConnectRequest) -> F) -> usize {
+    fn size<F: Future>(_: impl Fn(Rc<Tunnel>, ConnectRequest) -> F) -> usize {
         size_of::<F>()
     }
     size(stream)

@@ -22,17 +22,22 @@ use crate::records::{self, Failure, Opening, Record, Traffic};
 use crate::socket;
 
 /// Takes one connection of the pod from accept to record.
-pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
-    // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened.
-    let Some(Open { mut client, upstream, guard, record }) = Box::pin(open(&pod, client)).await else { return };
-    let outcome = match upstream {
-        Upstream::Tunnel(mut stream) => pod.copy(&guard, &mut client, &mut *stream, &record.traffic()).await,
-        Upstream::Plain(mut stream) => pod.copy(&guard, &mut client, &mut *stream, &record.traffic()).await,
-        Upstream::Neighbour(joined) => Box::pin(joined.copy(&pod, &guard, &mut client, &record.traffic())).await,
-    };
-    record.finish(outcome.as_ref().copied());
-    // Closed last: who looks for the line once the client has seen the end finds it.
-    drop(client);
+pub(super) fn serve(pod: Rc<Pod>, client: TcpStream) -> impl Future<Output = ()> {
+    // Boxed, and gone before bytes flow: an open connection holds no room for how it was opened. Outside of the task,
+    // which would keep a place for what it was given.
+    let opening = pod.clone();
+    let open = Box::pin(async move { open(&opening, client).await });
+    async move {
+        let Some(Open { mut client, upstream, guard, record }) = open.await else { return };
+        let outcome = match upstream {
+            Upstream::Tunnel(mut stream) => pod.copy(&guard, &mut client, &mut *stream, &record.traffic()).await,
+            Upstream::Plain(mut stream) => pod.copy(&guard, &mut client, &mut *stream, &record.traffic()).await,
+            Upstream::Neighbour(joined) => Box::pin(joined.copy(&pod, &guard, &mut client, &record.traffic())).await,
+        };
+        record.finish(outcome.as_ref().copied());
+        // Closed last: who looks for the line once the client has seen the end finds it.
+        drop(client);
+    }
 }
 
 /// A connection whose bytes can flow.

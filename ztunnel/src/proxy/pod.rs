@@ -17,7 +17,7 @@ use aquifer_core::state::MeshState;
 use aquifer_core::store::Reader;
 use aquifer_core::workload::Workload;
 use aquifer_hbone::{Budget, Pool, PoolConfig, ServerConfig, TcpTransport, Transport, copy_bidirectional};
-use aquifer_runtime::{Cancel, Tracker, aside, holding};
+use aquifer_runtime::{Cancel, Tracker, holding};
 use aquifer_tls::{CertManager, IdentityConfigs, PeerCertificate};
 use http::HeaderValue;
 use tokio::io::Interest;
@@ -254,6 +254,8 @@ impl Pod {
     /// Cuts everything of the pod at once, and waits until it is gone.
     pub async fn remove(&self) {
         self.removed.set(true);
+        // First, so that each connection says why it ended.
+        self.table.cut_all(Some(&self.uid), &self.forced());
         self.cancel.force();
         let gone = async {
             while self.active.count.get() > 0 {
@@ -459,13 +461,13 @@ impl Pod {
         }
     }
 
-    /// Ends when a connection of this pod must end, and says why.
+    /// Ends when a connection of this pod must end, and says why. The end of the pod, or of all, cuts what is in the
+    /// table: a connection that waited for it itself would hold a place in a list that all workers share.
     pub(super) async fn must_end(&self, guard: &Guard) -> Failure {
-        tokio::select! {
-            biased;
-            () = self.cancel.forced() => self.forced(),
-            failure = guard.cut() => failure,
+        if self.cancel.is_forced() {
+            return self.forced();
         }
+        guard.cut().await
     }
 
     /// The address that the application shall see: the client's, unless the client is the pod itself, or this is our
@@ -479,7 +481,7 @@ impl Pod {
         if self.removed.get() {
             Failure::new(Reason::PodRemoved, "connection closed because the pod left the mesh")
         } else {
-            Failure::new(Reason::Shutdown, "connection closed due to connection drain")
+            shutdown()
         }
     }
 
@@ -494,15 +496,24 @@ impl Pod {
     ) -> Result<(), Failure> {
         let ended = tokio::select! {
             biased; // The cut first: a busy connection must not outlive its permission.
-            failure = aside(self.must_end(guard)) => Err(failure),
+            failure = self.must_end(guard) => Err(failure),
             copied = copy_bidirectional(downstream, upstream, &traffic.counters) => {
-                return copied.map_err(|e| Failure::new(Reason::ConnectionReset, format!("io error: {e}")));
+                return copied.map_err(|e| match self.cancel.is_forced() {
+                    // The tunnel may hear of the end before us.
+                    true => self.forced(),
+                    false => Failure::new(Reason::ConnectionReset, format!("io error: {e}")),
+                });
             }
         };
         downstream.abort();
         upstream.abort();
         ended
     }
+}
+
+/// Why connections end that outlive the drain.
+pub(super) fn shutdown() -> Failure {
+    Failure::new(Reason::Shutdown, "connection closed due to connection drain")
 }
 
 /// A pod as its DNS proxy sees it.

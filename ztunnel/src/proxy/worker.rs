@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +16,7 @@ use tokio::task::LocalSet;
 
 use super::conn_table::{ConnTable, Connections};
 use super::listeners::Listeners;
-use super::pod::{OnWorker, Pod, Shared};
+use super::pod::{OnWorker, Pod, Shared, shutdown};
 use super::same_node::Neighbours;
 use super::spread::{Crew, Moved, Spread};
 use crate::inpod::handover::{self, Handed, Holder, Predecessor};
@@ -74,12 +75,12 @@ impl Workers {
         let (spread, mut senders) = (Spread::over(count), Vec::with_capacity(count));
         for (index, (runtime, moved)) in built.into_iter().zip(moved).enumerate() {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let (shared, metrics) = (shared.clone(), metrics.clone());
+            let (shared, metrics, cancel) = (shared.clone(), metrics.clone(), cancel.clone());
             let clocks = runtimes.iter().map(Handle::metrics).collect();
             let crew = Crew::new(index, spread.clone(), clocks, mates.clone(), shared.tracker.clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let _all_or_nothing = AbortOnPanic;
-                LocalSet::new().block_on(&runtime, Worker::new(shared, metrics, crew).run(receiver, moved));
+                LocalSet::new().block_on(&runtime, Worker::new(shared, metrics, crew).run(receiver, moved, cancel));
             })?;
             senders.push(sender);
         }
@@ -258,7 +259,13 @@ impl Worker {
     }
 
     /// Until the control thread's handle is dropped.
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>, mut moved: mpsc::UnboundedReceiver<Moved>) {
+    async fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut moved: mpsc::UnboundedReceiver<Moved>,
+        cancel: Cancel,
+    ) {
+        let (mut forced, mut ended) = (pin!(cancel.forced()), false);
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -268,6 +275,10 @@ impl Worker {
                     Some(command) => self.handle(command),
                     None => return,
                 },
+                () = &mut forced, if !ended => {
+                    ended = true;
+                    self.table.cut_all(None, &shutdown());
+                }
                 _ = flush.tick() => self.table.flush_traffic(),
                 Some(moved) = moved.recv() => self.take(moved),
             }
