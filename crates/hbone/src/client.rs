@@ -52,6 +52,7 @@ impl Client {
 
     async fn exchange(&self, request: &HboneRequest) -> Result<(H2Stream, HeaderMap), ConnectError> {
         let request = head(request)?;
+        self.tuning.turn().await;
         let mut ready = self.send.clone().ready().await?;
         let (response, send) = ready.send_request(request, false)?;
         let credit = self.tuning.open(send.stream_id().as_u32());

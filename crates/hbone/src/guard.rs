@@ -10,10 +10,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const ACK: u8 = 0x1;
 /// Length of a client's preface, before its first frame (RFC 9113, 3.4).
 const PREFACE_LEN: usize = 24;
+
+/// Requests that wait inside HTTP/2 before more is read. Each read may bring a few dozens.
+const UNTAKEN: usize = 8;
 
 /// What is known of a connection's peer. Clones share it.
 #[derive(Clone, Debug)]
@@ -26,6 +30,10 @@ struct Seen {
     /// Acknowledgements of SETTINGS that have come, and those that HTTP/2 has seen too.
     settings_come: Cell<u64>,
     settings_heard: Cell<u64>,
+    /// HEADERS that have come and that nobody has taken from HTTP/2.
+    headers: Cell<usize>,
+    /// Nothing was read because of them.
+    paused: Cell<bool>,
 }
 
 impl Watch {
@@ -35,7 +43,20 @@ impl Watch {
             flood: Cell::new(None),
             settings_come: Cell::new(0),
             settings_heard: Cell::new(0),
+            headers: Cell::new(0),
+            paused: Cell::new(false),
         }))
+    }
+
+    /// One request was taken from HTTP/2.
+    pub(crate) fn taken(&self) {
+        self.0.headers.set(self.0.headers.get().saturating_sub(1));
+    }
+
+    /// What has come was taken, or is for nobody. Whether there may be more, which was not read.
+    pub(crate) fn all_taken(&self) -> bool {
+        self.0.headers.set(0);
+        self.0.paused.replace(false)
     }
 
     /// Whether the peer has gone too far; nothing more is read from it then.
@@ -76,17 +97,20 @@ pub(crate) struct Guard<Io> {
     incoming: Scanner,
     outgoing: Scanner,
     watch: Watch,
+    /// HTTP/2 keeps the room for all requests that it has ever held at once, so it is given no more before these are
+    /// taken.
+    pauses: bool,
 }
 
 impl<Io> Guard<Io> {
     /// Below the connecting end.
     pub(crate) fn client(io: Io) -> Self {
-        Self { io, incoming: Scanner::new(0), outgoing: Scanner::new(PREFACE_LEN), watch: Watch::new() }
+        Self { io, incoming: Scanner::new(0), outgoing: Scanner::new(PREFACE_LEN), watch: Watch::new(), pauses: false }
     }
 
     /// Below the accepting end.
     pub(crate) fn server(io: Io) -> Self {
-        Self { io, incoming: Scanner::new(PREFACE_LEN), outgoing: Scanner::new(0), watch: Watch::new() }
+        Self { io, incoming: Scanner::new(PREFACE_LEN), outgoing: Scanner::new(0), watch: Watch::new(), pauses: true }
     }
 
     pub(crate) fn watch(&self) -> Watch {
@@ -120,13 +144,22 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Guard<Io> {
         // Whoever asks for more has dealt with all frames that were complete.
         let seen = &this.watch.0;
         seen.settings_heard.set(seen.settings_come.get());
+        if this.pauses && seen.headers.get() >= UNTAKEN {
+            // Whoever polls takes them next, or asks again.
+            seen.paused.set(true);
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        let (scanner, now, come) = (&mut this.incoming, now(), &this.watch.0.settings_come);
+        let (scanner, now) = (&mut this.incoming, now());
+        let Seen { settings_come: come, headers, .. } = &*this.watch.0;
         this.watch.judge(|counts| {
             scanner.feed(&buf.filled()[before..], |head| {
                 if head.kind == SETTINGS && head.flags & ACK != 0 {
                     come.set(come.get() + 1);
+                }
+                if head.kind == HEADERS {
+                    headers.set(headers.get() + 1);
                 }
                 counts.received(head, now)
             })

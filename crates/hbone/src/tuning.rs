@@ -14,6 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 #[cfg(test)]
 mod tests;
 
+/// Streams that begin before the connection gets its turn.
+const AT_ONCE: usize = 16;
+/// Turns that a stream waits: enough for all that a connection may have.
+const TURNS: usize = 16;
+
 /// What both ends of h2 offer.
 pub(crate) trait Tunable {
     fn set_target(&mut self, bytes: u32);
@@ -54,6 +59,8 @@ struct Inner {
     heard: Cell<u64>,
     /// When a stream was last seen to carry bulk.
     bulk: Cell<Option<Instant>>,
+    /// Streams that were begun since the connection was last polled.
+    begun: Cell<usize>,
 }
 
 impl Tuning {
@@ -66,6 +73,7 @@ impl Tuning {
             sent: Cell::new(1),
             heard: Cell::new(0),
             bulk: Cell::new(None),
+            begun: Cell::new(0),
         }))
     }
 
@@ -75,8 +83,20 @@ impl Tuning {
         (ledger.window(), ledger.target())
     }
 
+    /// Ends when the connection has seen to those that began before: HTTP/2 keeps the room for all requests that it has
+    /// ever held at once. Not for long: a connection that is not polled says itself why.
+    pub(crate) async fn turn(&self) {
+        for _ in 0..TURNS {
+            if self.0.begun.get() < AT_ONCE {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// A stream begins.
     pub(crate) fn open(&self, stream: u32) -> StreamCredit {
+        self.0.begun.set(self.0.begun.get() + 1);
         self.0.ledger.borrow_mut().opened(stream, now());
         StreamCredit { connection: self.clone(), stream, load: Load::new(now()) }
     }
@@ -87,7 +107,8 @@ impl Tuning {
 
     /// To be called before the connection is polled.
     pub(crate) fn before_poll(&self, connection: &mut impl Tunable) {
-        let Inner { ledger, sent, heard, .. } = &*self.0;
+        let Inner { ledger, sent, heard, begun, .. } = &*self.0;
+        begun.set(0);
         let mut ledger = ledger.borrow_mut();
         if heard.get() == sent.get() {
             let now = now();
