@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Invariants:
-//! * An [`Object`] that leaves this crate is typed and passed [`validate::validate`].
+//! * An [`Object`] that leaves this crate is typed. One of a folder passed [`validate::validate`] as well; what an API
+//!   server took, its readers take, and say on it what is wrong.
 //! * An [`Event`] means that something really changed: equal content is never sent twice.
 //! * A file that cannot be read as objects changes nothing: its last good objects stay in force, and
 //!   one message names file, line and field.

@@ -267,7 +267,8 @@ pub(crate) fn typed(kind: Kind, value: &Value) -> Result<Object, (String, String
     }
 }
 
-fn shaped(kind: Kind, value: &Value) -> Result<Object, (String, String)> {
+/// The typed object, or the field that has not the type that it must have.
+pub(crate) fn shaped(kind: Kind, value: &Value) -> Result<Object, (String, String)> {
     Object::from_json(kind, value).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { String::new() } else { path };

@@ -49,6 +49,13 @@ pub fn validate(object: &Object) -> Vec<FieldError> {
     errors.0
 }
 
+/// Every wrong field of an AuthorizationPolicy. An API server without Istio's webhook takes them all.
+pub fn of_authorization_policy(spec: &AuthorizationPolicySpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    authorization_policy(spec, &mut errors);
+    errors.0
+}
+
 #[derive(Default)]
 struct Errors(Vec<FieldError>);
 

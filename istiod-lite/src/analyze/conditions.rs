@@ -5,7 +5,7 @@ use aquifer_objects::{Object, ObjectKey};
 
 use super::codes::{self, Code};
 use super::{Finding, codes::OTHER};
-use crate::translate::status::{ACCEPTED, DEPRECATED, NO_EFFECT, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
+use crate::translate::status::{ACCEPTED, DEPRECATED, INVALID_VALUE, NO_EFFECT, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
 
 /// What is to be said of a condition; nothing of one that says that all is well.
 pub(super) fn finding(key: &ObjectKey, object: Option<&Object>, condition: &PolicyCondition) -> Option<Finding> {
@@ -25,6 +25,7 @@ fn code(object: Option<&Object>, condition: &PolicyCondition) -> Option<&'static
         ("istio.io/WaypointBound", false, _) => Some(codes::WAYPOINT_NOT_BOUND),
         // Who sees a ServiceEntry is an administrator's decision, not a mistake.
         ("istio.io/VisibilityApplied", ..) => None,
+        (ZTUNNEL_ACCEPTED, _, INVALID_VALUE) => Some(codes::INVALID_VALUE),
         (ZTUNNEL_ACCEPTED, true, "UnsupportedValue") => Some(codes::PARTLY_ENFORCED),
         (ZTUNNEL_ACCEPTED, false, _) => Some(not_enforced(object, &condition.message)),
         (_, true, _) => None,

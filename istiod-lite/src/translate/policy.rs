@@ -5,6 +5,9 @@
 //! * In a DENY policy only the attributes go: what is left of a match denies more than was asked; a match of which
 //!   nothing is left never matches, and makes its rule inert if it stands alone in its clause.
 //!
+//! A value that cannot be read (a folder refuses it, an API server may not) is treated the same way: what is left of its
+//! match could let in more than was asked.
+//!
 //! What was left out comes back as data, for the policy's status.
 
 #[cfg(test)]
@@ -33,11 +36,44 @@ pub enum Translated {
     Sent {
         /// The resource.
         authorization: Authorization,
-        /// The attributes that were left out, as they are written in the policy.
-        left_out: BTreeSet<String>,
+        /// What was left out.
+        left_out: LeftOut,
         /// Whether what remains still does something of what was asked.
         usable: bool,
     },
+}
+
+/// What a node proxy cannot be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Attributes of requests, as they are written in the policy.
+    pub attributes: BTreeSet<String>,
+    /// Whether values were left out because they cannot be read.
+    pub unreadable: bool,
+}
+
+impl LeftOut {
+    fn is_nothing(&self) -> bool {
+        self.attributes.is_empty() && !self.unreadable
+    }
+
+    fn add(&mut self, other: Self) {
+        self.attributes.extend(other.attributes);
+        self.unreadable |= other.unreadable;
+    }
+
+    /// Notes requests' attributes that are set.
+    fn note(&mut self, lists: &[(&str, &Vec<String>)]) {
+        let set = lists.iter().filter(|(_, values)| !values.is_empty());
+        self.attributes.extend(set.map(|(name, _)| (*name).to_owned()));
+    }
+
+    /// The values that can be read.
+    fn readable<T>(&mut self, values: &[String], read: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        let found: Vec<T> = values.iter().filter_map(|value| read(value)).collect();
+        self.unreadable |= found.len() < values.len();
+        found
+    }
 }
 
 impl Translated {
@@ -68,15 +104,15 @@ pub fn translate(policy: &AuthorizationPolicy, mesh: &Mesh) -> Translated {
         Action::Audit => return Translated::Unsupported("ztunnel does not support the AUDIT action".to_owned()),
         Action::Custom => return Translated::Unsupported("ztunnel does not support the CUSTOM action".to_owned()),
     };
-    let mut left_out = BTreeSet::new();
+    let mut left_out = LeftOut::default();
     let mut rules = Vec::new();
     for rule in &policy.spec.rules {
-        let mut found = BTreeSet::new();
+        let mut found = LeftOut::default();
         let clauses = clauses(rule, &namespace, &mut found);
-        if found.is_empty() || action == proto::Action::Deny {
+        if found.is_nothing() || action == proto::Action::Deny {
             rules.push(proto::Rule { clauses });
         }
-        left_out.extend(found);
+        left_out.add(found);
     }
     let usable = policy.spec.rules.is_empty() || rules.iter().any(can_match);
     let scope = match &policy.spec.selector {
@@ -138,7 +174,7 @@ fn can_match(rule: &proto::Rule) -> bool {
 }
 
 /// `to`, then `from`, then one clause for each `when`.
-fn clauses(rule: &Rule, namespace: &str, left_out: &mut BTreeSet<String>) -> Vec<Clause> {
+fn clauses(rule: &Rule, namespace: &str, left_out: &mut LeftOut) -> Vec<Clause> {
     let mut clauses = Vec::new();
     if !rule.to.is_empty() {
         let matches = rule.to.iter().map(|to| operation(&to.operation.clone().unwrap_or_default(), left_out)).collect();
@@ -156,7 +192,7 @@ fn clauses(rule: &Rule, namespace: &str, left_out: &mut BTreeSet<String>) -> Vec
     clauses
 }
 
-fn operation(operation: &Operation, left_out: &mut BTreeSet<String>) -> Match {
+fn operation(operation: &Operation, left_out: &mut LeftOut) -> Match {
     let requests = [
         ("hosts", &operation.hosts),
         ("notHosts", &operation.not_hosts),
@@ -165,15 +201,15 @@ fn operation(operation: &Operation, left_out: &mut BTreeSet<String>) -> Match {
         ("paths", &operation.paths),
         ("notPaths", &operation.not_paths),
     ];
-    note(&requests, left_out);
+    left_out.note(&requests);
     Match {
-        destination_ports: port_numbers(&operation.ports),
-        not_destination_ports: port_numbers(&operation.not_ports),
+        destination_ports: left_out.readable(&operation.ports, port),
+        not_destination_ports: left_out.readable(&operation.not_ports, port),
         ..Default::default()
     }
 }
 
-fn source(source: &Source, namespace: &str, left_out: &mut BTreeSet<String>) -> Match {
+fn source(source: &Source, namespace: &str, left_out: &mut LeftOut) -> Match {
     let requests = [
         ("remoteIpBlocks", &source.remote_ip_blocks),
         ("notRemoteIpBlocks", &source.not_remote_ip_blocks),
@@ -182,68 +218,73 @@ fn source(source: &Source, namespace: &str, left_out: &mut BTreeSet<String>) -> 
         ("trustDomains", &source.trust_domains),
         ("notTrustDomains", &source.not_trust_domains),
     ];
-    note(&requests, left_out);
+    left_out.note(&requests);
+    let account = |value: &str| account(value, namespace);
     Match {
-        source_ips: blocks(&source.ip_blocks),
-        not_source_ips: blocks(&source.not_ip_blocks),
-        namespaces: strings(&source.namespaces),
-        not_namespaces: strings(&source.not_namespaces),
-        service_accounts: accounts(&source.service_accounts, namespace),
-        not_service_accounts: accounts(&source.not_service_accounts, namespace),
-        principals: strings(&source.principals),
-        not_principals: strings(&source.not_principals),
+        source_ips: left_out.readable(&source.ip_blocks, block),
+        not_source_ips: left_out.readable(&source.not_ip_blocks, block),
+        namespaces: left_out.readable(&source.namespaces, string),
+        not_namespaces: left_out.readable(&source.not_namespaces, string),
+        service_accounts: left_out.readable(&source.service_accounts, account),
+        not_service_accounts: left_out.readable(&source.not_service_accounts, account),
+        principals: left_out.readable(&source.principals, string),
+        not_principals: left_out.readable(&source.not_principals, string),
         ..Default::default()
     }
 }
 
-fn condition(when: &WhenCondition, left_out: &mut BTreeSet<String>) -> Match {
+fn condition(when: &WhenCondition, left_out: &mut LeftOut) -> Match {
     let (values, not_values) = (&when.values, &when.not_values);
     let mut found = Match::default();
     match when.key.as_str() {
-        "source.ip" => (found.source_ips, found.not_source_ips) = (blocks(values), blocks(not_values)),
-        "source.namespace" => (found.namespaces, found.not_namespaces) = (strings(values), strings(not_values)),
-        "source.principal" => (found.principals, found.not_principals) = (strings(values), strings(not_values)),
-        "destination.ip" => (found.destination_ips, found.not_destination_ips) = (blocks(values), blocks(not_values)),
+        "source.ip" => {
+            found.source_ips = left_out.readable(values, block);
+            found.not_source_ips = left_out.readable(not_values, block);
+        }
+        "source.namespace" => {
+            found.namespaces = left_out.readable(values, string);
+            found.not_namespaces = left_out.readable(not_values, string);
+        }
+        "source.principal" => {
+            found.principals = left_out.readable(values, string);
+            found.not_principals = left_out.readable(not_values, string);
+        }
+        "destination.ip" => {
+            found.destination_ips = left_out.readable(values, block);
+            found.not_destination_ips = left_out.readable(not_values, block);
+        }
         "destination.port" => {
-            (found.destination_ports, found.not_destination_ports) = (port_numbers(values), port_numbers(not_values));
+            found.destination_ports = left_out.readable(values, port);
+            found.not_destination_ports = left_out.readable(not_values, port);
         }
         other => {
-            left_out.insert(other.to_owned());
+            left_out.attributes.insert(other.to_owned());
         }
     }
     found
 }
 
-fn note(lists: &[(&str, &Vec<String>)], left_out: &mut BTreeSet<String>) {
-    left_out.extend(lists.iter().filter(|(_, values)| !values.is_empty()).map(|(name, _)| (*name).to_owned()));
-}
-
-/// `*` anything there is, `*x` an end, `x*` a beginning, else the whole.
-fn strings(values: &[String]) -> Vec<StringMatch> {
-    let kind = |value: &String| match (value.strip_prefix('*'), value.strip_suffix('*')) {
+/// `*` anything there is, `*x` an end, `x*` a beginning, else the whole. An empty text would be who has no identity.
+fn string(value: &str) -> Option<StringMatch> {
+    let kind = match (value.strip_prefix('*'), value.strip_suffix('*')) {
+        _ if value.is_empty() => return None,
         (Some(""), _) => MatchType::Presence(()),
         (Some(end), _) => MatchType::Suffix(end.to_owned()),
         (None, Some(beginning)) => MatchType::Prefix(beginning.to_owned()),
-        (None, None) => MatchType::Exact(value.clone()),
+        (None, None) => MatchType::Exact(value.to_owned()),
     };
-    values.iter().map(|value| StringMatch { match_type: Some(kind(value)) }).collect()
+    Some(StringMatch { match_type: Some(kind) })
 }
 
 /// `<namespace>/<name>`, or `<name>` in the policy's namespace.
-fn accounts(values: &[String], namespace: &str) -> Vec<ServiceAccountMatch> {
-    let account = |value: &String| {
-        let (namespace, name) = value.split_once('/').unwrap_or((namespace, value));
-        ServiceAccountMatch { namespace: namespace.to_owned(), service_account: name.to_owned() }
-    };
-    values.iter().map(account).collect()
+fn account(value: &str, namespace: &str) -> Option<ServiceAccountMatch> {
+    let (namespace, name) = value.split_once('/').unwrap_or((namespace, value));
+    let made = || ServiceAccountMatch { namespace: namespace.to_owned(), service_account: name.to_owned() };
+    (!namespace.is_empty() && !name.is_empty()).then(made)
 }
 
-fn port_numbers(values: &[String]) -> Vec<u32> {
-    values.iter().filter_map(|value| value.parse().ok()).filter(|port| *port <= 65535).collect()
-}
-
-fn blocks(values: &[String]) -> Vec<Address> {
-    values.iter().filter_map(|value| block(value)).collect()
+fn port(value: &str) -> Option<u32> {
+    value.parse().ok().filter(|port| *port <= 65535)
 }
 
 fn block(value: &str) -> Option<Address> {

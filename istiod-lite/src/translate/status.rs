@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aquifer_objects::crds::{AuthorizationPolicy, PolicyCondition, TargetRef};
+use aquifer_objects::validate::of_authorization_policy;
 
 use super::Mesh;
 use super::policy::{Translated, translate};
@@ -20,6 +21,8 @@ pub const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
 pub const NO_EFFECT: &str = "aquifer.dev/NoEffect";
 /// Fields that still act, and have a better name.
 pub const DEPRECATED: &str = "aquifer.dev/Deprecated";
+/// The reason of fields that an API server took and nobody can use.
+pub const INVALID_VALUE: &str = "InvalidValue";
 const MISSING: &str = "istio.io/WaypointMissing";
 const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
@@ -70,6 +73,7 @@ pub type Verdict = (&'static str, String);
 
 /// The conditions of an AuthorizationPolicy.
 pub fn conditions(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> Vec<PolicyCondition> {
+    let faults = of_authorization_policy(&policy.spec);
     match translate(policy, mesh) {
         Translated::ForWaypoints => {
             let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
@@ -79,12 +83,27 @@ pub fn conditions(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> 
             vec![condition(WAYPOINT_ACCEPTED, false, reason, message)]
         }
         Translated::Unsupported(message) => vec![condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)],
-        Translated::Sent { left_out, .. } if left_out.is_empty() => {
+        Translated::Sent { authorization, usable, .. } if !faults.is_empty() => {
+            let deny = authorization.action == i32::from(aquifer_proto::security::Action::Deny);
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            let consequence = match (deny, usable) {
+                (true, true) => "This DENY policy is enforced without them, and may deny more or less than requested.",
+                (true, false) => {
+                    "Without them nothing of this DENY policy can be enforced, and it will have no effect."
+                }
+                (false, _) => {
+                    "Of an ALLOW policy the rules with such values are omitted. This will be more restrictive than requested."
+                }
+            };
+            let message = format!("some fields cannot be used: {}. {consequence} Correct them.", faults.join("; "));
+            vec![condition(ZTUNNEL_ACCEPTED, usable, INVALID_VALUE, message)]
+        }
+        Translated::Sent { left_out, .. } if left_out.attributes.is_empty() => {
             vec![condition(ZTUNNEL_ACCEPTED, true, "Accepted", "attached to ztunnel".to_owned())]
         }
         Translated::Sent { authorization, left_out, usable } => {
             let deny = authorization.action == i32::from(aquifer_proto::security::Action::Deny);
-            let found: Vec<String> = left_out.into_iter().collect();
+            let found: Vec<String> = left_out.attributes.into_iter().collect();
             let consequence = match (deny, usable) {
                 (true, false) => {
                     "After omitting unsupported HTTP attributes, this DENY policy has no enforceable rules at ztunnel and will \

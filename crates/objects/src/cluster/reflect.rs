@@ -215,12 +215,13 @@ fn key(kind: Kind, object: &Value) -> ObjectKey {
     ObjectKey::new(kind, text("namespace"), text("name"))
 }
 
-/// The object, or its name and what is wrong with it.
+/// The object, or its name and what is wrong with its shape. What more a folder would refuse was taken here: whoever
+/// reads it says so on the object.
 pub(super) fn typed(kind: Kind, value: &mut Value) -> Result<Object, (String, String)> {
     value["apiVersion"] = json!(kind.api_version());
     value["kind"] = json!(kind.manifest_name());
     parse::fill_in(value);
-    parse::typed(kind, value).map_err(|(field, message)| {
+    parse::shaped(kind, value).map_err(|(field, message)| {
         let message = if field.is_empty() { message } else { format!("{field}: {message}") };
         (key(kind, value).to_string(), message)
     })

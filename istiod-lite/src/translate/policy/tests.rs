@@ -32,6 +32,12 @@ fn matches(spec: Value) -> Vec<Vec<Vec<Match>>> {
     rules(spec).0.into_iter().map(of_rule).collect()
 }
 
+/// As an API server holds it, which nobody keeps from taking a value that cannot be read.
+fn unchecked(spec: Value) -> AuthorizationPolicy {
+    let metadata = json!({"name": "p", "namespace": "shop"});
+    serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+}
+
 #[test]
 fn scope_of_policies() {
     let cases = [
@@ -114,6 +120,33 @@ fn requests_in_deny_policies() {
     assert!(!rules(inert).1, "one clause that never matches makes its rule inert");
 }
 
+/// A value that cannot be read must not widen what is left: an ALLOW rule with one goes as a whole, and a DENY rule
+/// keeps the others.
+#[test]
+fn values_that_cannot_be_read_let_nobody_in() {
+    let good = json!({"from": [{"source": {"namespaces": ["good"]}}]});
+    let bad = [
+        json!({"from": [{"source": {"namespaces": ["x"], "ipBlocks": ["10.0.0.0/33"]}}]}),
+        json!({"from": [{"source": {"namespaces": ["x"], "notIpBlocks": ["10.0.0.1", "10.0.0"]}}]}),
+        json!({"from": [{"source": {"principals": ["td/ns/x/sa/y"], "notNamespaces": [""]}}]}),
+        // Who shows no identity has the empty namespace.
+        json!({"from": [{"source": {"namespaces": [""]}}]}),
+        json!({"from": [{"source": {"serviceAccounts": ["a", ""]}}]}),
+        json!({"to": [{"operation": {"ports": ["80"], "notPorts": ["http"]}}]}),
+        json!({"to": [{"operation": {"ports": ["80", "70000"]}}]}),
+        json!({"when": [{"key": "source.ip", "values": ["10.0.0.1"], "notValues": ["ten"]}]}),
+        json!({"when": [{"key": "destination.port", "values": ["80"], "notValues": ["-1"]}]}),
+    ];
+    for rule in bad {
+        let sent = translate(&unchecked(json!({"rules": [rule, good]})), &Mesh::default()).authorization().unwrap();
+        assert_eq!(sent.rules.len(), 1, "{rule}: {:?}", sent.rules);
+        assert!(sent.rules[0].clauses[0].matches[0].namespaces.len() == 1, "{rule}");
+    }
+    let deny = json!({"action": "DENY", "rules": [{"from": [{"source": {"ipBlocks": ["10.0.0.0/33", "10.0.0.1"]}}]}]});
+    let sent = translate(&unchecked(deny), &Mesh::default()).authorization().unwrap();
+    assert_eq!(sent.rules[0].clauses[0].matches[0].source_ips.len(), 1);
+}
+
 #[test]
 fn clauses_stand_in_the_order_to_from_when() {
     let found = matches(json!({"rules": [{
@@ -175,4 +208,23 @@ fn a_policy_of_which_nothing_is_left_is_not_accepted() {
         expect("ZtunnelAccepted", "False", "UnsupportedValue")
     );
     assert_eq!(condition(json!({"action": "AUDIT"})), expect("ZtunnelAccepted", "False", "UnsupportedValue"));
+}
+
+/// What an API server took and a folder refuses is said on the policy, field by field.
+#[test]
+fn what_cannot_be_used_is_named() {
+    let source = |blocks: Value| json!({"from": [{"source": {"ipBlocks": blocks}}]});
+    let cases = [
+        (json!({"rules": [source(json!(["10.0.0.0/33"]))]}), "False", "more restrictive"),
+        (json!({"rules": [source(json!(["10.0.0.0/33"])), source(json!(["10.0.0.1"]))]}), "True", "more restrictive"),
+        (json!({"action": "DENY", "rules": [source(json!(["10.0.0.0/33"]))]}), "False", "no effect"),
+        (json!({"action": "DENY", "rules": [source(json!(["10.0.0.0/33", "10.0.0.1"]))]}), "True", "more or less"),
+        // It matches nobody.
+        (json!({"action": "DENY", "rules": [{"from": [{"source": {}}]}]}), "False", "no effect"),
+    ];
+    for (spec, status, part) in cases {
+        let made = status::conditions(&unchecked(spec.clone()), &Mesh::default(), &|_| status::Found::Missing);
+        assert_eq!((&*made[0].type_, &*made[0].status, &*made[0].reason), ("ZtunnelAccepted", status, "InvalidValue"));
+        assert!(made[0].message.contains("spec.rules[0].from[0].source") && made[0].message.contains(part), "{made:?}");
+    }
 }

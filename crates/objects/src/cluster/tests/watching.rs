@@ -399,6 +399,28 @@ async fn a_bad_object_leaves_what_it_said_before() {
     assert_eq!(applied(next(&mut watch).await).label("app"), Some("good"));
 }
 
+/// Nobody stands before the API server and refuses what a folder would refuse. A policy that was left out for one bad
+/// value would let everybody in, and nothing could be said on it.
+#[tokio::test(start_paused = true)]
+async fn what_the_api_server_took_is_told_even_where_a_value_is_wrong() {
+    let fake = Fake::default();
+    fake.put(CRDS, named("authorizationpolicies.security.istio.io"));
+    let plurals = [String::from("authorizationpolicies")].into();
+    fake.state(|state| state.served.insert("security.istio.io/v1".to_owned(), plurals));
+    let rules = json!([{ "from": [{ "source": { "ipBlocks": ["10.0.0.0/33"] } }] }]);
+    let metadata = json!({ "name": "deny", "namespace": "shop" });
+    fake.put(POLICIES, json!({ "metadata": metadata, "spec": { "action": "DENY", "rules": rules } }));
+    let (source, _) = source(&fake);
+    let (objects, problems) = source.read(&[Kind::AuthorizationPolicy.into()]).await.unwrap();
+    assert_eq!((objects.len(), problems), (1, Vec::new()));
+    let mut watch = source.watch(&[Kind::AuthorizationPolicy]).unwrap();
+    let told = until_synced(&mut watch).await;
+    assert_eq!(
+        told.into_iter().map(|event| applied(event).key()).collect::<Vec<_>>(),
+        [key(Kind::AuthorizationPolicy, "deny")]
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn reading_once() {
     let fake = Fake::default();
