@@ -174,11 +174,8 @@ impl Index {
     pub(super) fn peer_authentication_changed(&mut self, namespace: &Arc<str>, policy: &PeerAuthentication) {
         let labels = peer_authentication::selector(policy);
         self.selected_changed(namespace, labels);
-        if labels.is_some() {
-            return;
-        }
-        // What others inherit changed.
-        let root = self.is_root(namespace);
+        // What others inherit changed, or which of those that are alike is the oldest.
+        let root = self.is_root(namespace) && labels.is_none();
         let below = self.objects.spaces().filter(|(of, _)| root || *of == namespace);
         let heirs: Vec<Item> = below
             .flat_map(|(of, space)| {

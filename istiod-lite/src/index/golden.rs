@@ -70,9 +70,24 @@ const STATUS_DIFFERENCES: &[(&str, &str)] = &[
     ("AuthorizationPolicy/istio-system/global-class", NOT_YET),
     ("AuthorizationPolicy/wp-home/for-gateway", NOT_YET),
     ("AuthorizationPolicy/wp-home/for-service", NOT_YET),
+    ("PeerAuthentication/istio-system/default", SAID),
+    ("PeerAuthentication/pa-disable/default", SAID),
+    ("PeerAuthentication/pa-disable/dport", SAID),
+    ("PeerAuthentication/pa-permissive/default", SAID),
+    ("PeerAuthentication/pa-workload/both", SAID),
+    ("PeerAuthentication/pa-workload/pport", SAID),
+    ("PeerAuthentication/pa-workload/sport", SAID),
+    ("PeerAuthentication/pa-workload/strict", SAID),
+    ("PeerAuthentication/pa-workload/unset", SAID),
+    (
+        "PeerAuthentication/istio-system/with-selector",
+        "a selector in the root namespace selects nobody: the reference is silent, we say so",
+    ),
     ("ServiceEntry/entries/export-none", "it says exportTo, which has no effect: the reference is silent, we say so"),
     ("ServiceEntry/entries/shadow-se", "its host is a Service's: the reference is silent, we say so"),
 ];
+const SAID: &str =
+    "the reference says nothing of PeerAuthentications; we say that node proxies have it, and what of it is ignored";
 const NOTHING_LEFT: &str = "no rule of it is left: the reference accepts that, we don't";
 const NOT_YET: &str = "the reference's waypoint enforces it; ours does not yet, and nobody may think it does";
 

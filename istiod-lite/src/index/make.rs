@@ -43,9 +43,13 @@ impl Index {
                 self.publish_policy(item, sent, batch);
             }
             Item::PeerAuthentication(key) => {
-                let object = self.space(key).and_then(|space| space.peer_authentications.get(&key.1));
-                let sent =
-                    object.and_then(|policy| peer_authentication::converted(policy, self.relevant(&key.0), &self.mesh));
+                let object = self.space(key).and_then(|space| space.peer_authentications.get(&key.1)).cloned();
+                let conditions = object
+                    .as_ref()
+                    .map(|policy| peer_authentication::conditions(policy, self.relevant(&key.0), &self.mesh));
+                self.report(object_key(Kind::PeerAuthentication, key), conditions.unwrap_or_default(), false, batch);
+                let sent = object
+                    .and_then(|policy| peer_authentication::converted(&policy, self.relevant(&key.0), &self.mesh));
                 self.publish_policy(item, sent, batch);
             }
             Item::Service(key) => self.translate_service(key.clone(), item, batch),

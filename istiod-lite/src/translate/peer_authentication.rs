@@ -9,11 +9,12 @@
 #[cfg(test)]
 mod tests;
 
-use aquifer_objects::crds::{MutualTls, MutualTlsMode, PeerAuthentication};
+use aquifer_objects::crds::{MutualTls, MutualTlsMode, PeerAuthentication, PolicyCondition};
 use aquifer_proto::security::string_match::MatchType;
 use aquifer_proto::security::{Action, Authorization, Clause, Match, Rule, Scope, StringMatch};
 
 use super::labels::LabelSet;
+use super::status::{NO_EFFECT, ZTUNNEL_ACCEPTED, condition};
 use super::{Labels, Mesh};
 
 /// The name of the policy for plain STRICT. An underscore cannot be in a Kubernetes name, so nobody else has it.
@@ -92,6 +93,43 @@ pub fn converted<'a>(
     };
     let name = format!("{CONVERTED}{}", policy.metadata.name.as_deref()?);
     Some(deny(name, namespace, rules))
+}
+
+/// What became of a policy. `policies` are those of its namespace and of the root namespace.
+pub fn conditions<'a>(
+    policy: &PeerAuthentication,
+    policies: impl IntoIterator<Item = &'a PeerAuthentication>,
+    mesh: &Mesh,
+) -> Vec<PolicyCondition> {
+    let (namespace, selector) = (policy.metadata.namespace.as_deref().unwrap_or_default(), selector(policy));
+    if namespace == mesh.root_namespace && selector.is_some() {
+        let message = format!(
+            "a selector in the root namespace {namespace} selects nobody: leave it out for the whole mesh, or put the policy into the namespace of its workloads"
+        );
+        return vec![condition(ZTUNNEL_ACCEPTED, false, "Invalid", message)];
+    }
+    let alike =
+        policies.into_iter().filter(|other| in_namespace(other, namespace) && self::selector(other) == selector);
+    let name = |policy: &PeerAuthentication| policy.metadata.name.clone().unwrap_or_default();
+    if let Some(older) = oldest(alike).map(name).filter(|older| *older != name(policy)) {
+        let message =
+            format!("the older PeerAuthentication {namespace}/{older} is for the same workloads, and counts alone");
+        return vec![condition(ZTUNNEL_ACCEPTED, false, "Conflicted", message)];
+    }
+    let mut made = vec![condition(ZTUNNEL_ACCEPTED, true, "Accepted", "attached to ztunnel".to_owned())];
+    let spec = &policy.spec;
+    let disables = |mtls: &MutualTls| mtls.mode == MutualTlsMode::Disable;
+    let mut ignored = Vec::new();
+    if spec.mtls.iter().chain(spec.port_level_mtls.values()).any(disables) {
+        ignored.push("DISABLE acts as PERMISSIVE: ztunnel always takes mutual TLS");
+    }
+    if selector.is_none() && !spec.port_level_mtls.is_empty() {
+        ignored.push("portLevelMtls has no effect without a selector");
+    }
+    if !ignored.is_empty() {
+        made.push(condition(NO_EFFECT, true, "ModeIgnored", ignored.join("; ")));
+    }
+    made
 }
 
 /// The labels by which a policy finds its pods. An empty selector is none.

@@ -158,3 +158,32 @@ fn the_root_namespaces_pods_follow_the_mesh() {
     ]);
     assert_eq!(mtls.listed("istio-system"), ["istio-system/istio_converted_static_strict"]);
 }
+
+/// Each policy is told what became of it: that it counts, or why it does not.
+#[test]
+fn every_policy_is_told_what_became_of_it() {
+    let all = Mtls::new(&[
+        ("istio-system", "mesh", None, "STRICT", &[]),
+        ("istio-system", "selects", Some("web"), "STRICT", &[]),
+        ("istio-system", "later", None, "PERMISSIVE", &[]),
+        ("shop", "open", None, "DISABLE", &[]),
+        ("shop", "web", Some("web"), "STRICT", &[(80, "PERMISSIVE")]),
+        ("shop", "web-again", Some("web"), "PERMISSIVE", &[]),
+        ("shop", "api", Some("api"), "PERMISSIVE", &[(80, "DISABLE")]),
+    ]);
+    let expect = [
+        ("mesh", "ZtunnelAccepted=True Accepted", ""),
+        ("selects", "ZtunnelAccepted=False Invalid", "put the policy into the namespace of its workloads"),
+        ("later", "ZtunnelAccepted=False Conflicted", "the older PeerAuthentication istio-system/mesh"),
+        ("open", "ZtunnelAccepted=True Accepted aquifer.dev/NoEffect=True ModeIgnored", "DISABLE acts as PERMISSIVE"),
+        ("web", "ZtunnelAccepted=True Accepted", ""),
+        ("web-again", "ZtunnelAccepted=False Conflicted", "the older PeerAuthentication shop/web"),
+        ("api", "ZtunnelAccepted=True Accepted aquifer.dev/NoEffect=True ModeIgnored", "DISABLE acts as PERMISSIVE"),
+    ];
+    for (policy, (name, expect, part)) in all.policies.iter().zip(expect) {
+        let made = peer_authentication::conditions(policy, &all.policies, &Mesh::default());
+        let said: Vec<String> = made.iter().map(|one| format!("{}={} {}", one.type_, one.status, one.reason)).collect();
+        assert_eq!((policy.metadata.name.as_deref(), &*said.join(" ")), (Some(name), expect));
+        assert!(made.iter().any(|one| one.message.contains(part)), "{made:?}");
+    }
+}
