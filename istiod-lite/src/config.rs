@@ -12,6 +12,39 @@ use aquifer_runtime::telemetry;
 use crate::ca::issuer::Lifetimes;
 use crate::revision::{self, Revision};
 
+/// What the command line says of the environment.
+pub const SETTINGS: &str = "\
+Settings (environment):
+  AQUIFER_MANIFESTS          folder of Kubernetes manifests to watch, in place of an API server
+  KUBECONFIG                 file that names the API server; in a pod it is that of its cluster
+  AQUIFER_DATA_DIR           folder of root-key.pem and root-cert.pem (with a folder; made if absent).
+                             With an API server they lie in Secrets
+  JWT_ISSUER, JWKS_FILE      issuer and keys of the callers' tokens (with a folder). An API server reviews
+                             tokens itself; these are accepted besides
+  JWT_AUDIENCES              accepted audiences (istio-ca)
+  TRUST_DOMAIN               (cluster.local)
+  CLUSTER_ID                 (Kubernetes)
+  CLUSTER_DOMAIN             (cluster.local)
+  ROOT_NAMESPACE             (istio-system)
+  REVISION                   which control plane this is, where several run side by side (default)
+  REVISION_TAGS              other names of it in labels istio.io/rev
+  DEFAULT_REVISION           whether objects without the label are its own (if REVISION is default)
+  POD_NAME                   who this is among the replicas (istiod-lite)
+  WAYPOINT_IMAGE             what waypoints run; without it none is deployed
+  PILOT_AUTO_ALLOW_WAYPOINT_POLICY
+                             workloads behind a waypoint let its pods in without a policy (false)
+  SAME_NODE_FAST_PATH        node proxies may connect pods of their node within themselves (true)
+  CA_TRUSTED_NODE_ACCOUNTS   who may ask for the identities of its node (istio-system/ztunnel)
+  DEFAULT_WORKLOAD_CERT_TTL  (24h)
+  MAX_WORKLOAD_CERT_TTL      (90d)
+  ROOT_ROTATION_MIN_OVERLAP  how long both roots are trusted before the new one signs (2m; with a folder 0s)
+  ISTIOD_CUSTOM_HOST         more names for the serving certificate
+  GRPC_ADDR                  xDS without TLS ([::]:15010)
+  SECURE_GRPC_ADDR           xDS and CA with TLS ([::]:15012)
+  MONITORING_ADDR            metrics ([::]:15014)
+  HTTP_ADDR                  /ready, /debug/{syncz,configz,registryz,proxies} ([::]:8080)
+  RUST_LOG, LOG_FORMAT       log level (info) and shape (text, json)";
+
 /// No certificate may claim more than the root that we make.
 const LONGEST_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Below this a certificate is half over before its holder has it.
@@ -241,6 +274,32 @@ fn serving_names(vars: &mut Vars<'_>, namespace: &str, domain: &str) -> Vec<Stri
 mod tests {
     use super::*;
     use aquifer_runtime::env::MapEnv;
+
+    /// Notes what is asked for.
+    #[derive(Default)]
+    struct Asked(std::cell::RefCell<std::collections::BTreeSet<String>>);
+
+    impl Env for Asked {
+        fn var(&self, key: &str) -> Option<String> {
+            self.0.borrow_mut().insert(key.to_owned());
+            None
+        }
+
+        fn all(&self) -> std::collections::BTreeMap<String, String> {
+            std::collections::BTreeMap::new()
+        }
+    }
+
+    #[test]
+    fn every_variable_is_told_of() {
+        let asked = Asked::default();
+        let _ = Config::from_env(&asked);
+        // A pod is told of its API server without anybody's doing.
+        let asked = asked.0.into_inner().into_iter().filter(|key| key != "KUBERNETES_SERVICE_HOST");
+        let words: Vec<&str> = SETTINGS.split([' ', ',', '\n']).collect();
+        let silent: Vec<String> = asked.filter(|key| !words.contains(&key.as_str())).collect();
+        assert!(silent.is_empty(), "`istiod-lite --help` does not say what these do: {silent:?}");
+    }
 
     const REQUIRED: [(&str, &str); 4] =
         [("AQUIFER_MANIFESTS", "/m"), ("AQUIFER_DATA_DIR", "/d"), ("JWT_ISSUER", "lab"), ("JWKS_FILE", "/jwks.json")];
