@@ -114,3 +114,45 @@ async fn another_trust_domain_reaches_workloads_and_certificates_without_a_resta
     assert_eq!(uri(&asker.ask(&world, &channel, None).await.unwrap()), ztunnel("cluster.local"));
     app.shutdown().await;
 }
+
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop, annotations: {sidecar.istio.io/proxyImage: registry.test/waypoint}}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+";
+
+/// What the waypoint's Deployment says, once it says what is expected.
+async fn deployment(world: &World, expect: impl Fn(&str) -> bool) -> String {
+    let path = world.path("manifests/.managed/istio.io-gateway-controller/Deployment/shop/wp.yaml");
+    let started = tokio::time::Instant::now();
+    loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if expect(&text) {
+            return text;
+        }
+        assert!(started.elapsed() < PATIENCE, "{}:\n{text}", path.display());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn waypoints_are_told_the_trust_domain_and_the_network() {
+    let world = World::new();
+    world.write("config.yaml", &mesh_config("{trustDomain: first.test}"));
+    world.write("gateway.yaml", GATEWAY);
+    let app = world.start().await;
+    let first = deployment(&world, |text| !text.is_empty()).await;
+    assert!(first.contains("first.test"), "not what the process was told before the mesh was read: {first}");
+    assert!(!first.contains("ISTIO_META_NETWORK"), "{first}");
+
+    world.write("config.yaml", &mesh_config("{trustDomain: second.test}"));
+    deployment(&world, |text| text.contains("second.test")).await;
+    let labelled = "metadata: {name: istio-system, labels: {topology.istio.io/network: east}}";
+    world.write("mesh.yaml", &MESH.replace("metadata: {name: istio-system}", labelled));
+    let last = deployment(&world, |text| text.contains("east")).await;
+    assert!(last.contains("ISTIO_META_NETWORK") && last.contains("second.test"), "{last}");
+    app.shutdown().await;
+}
