@@ -42,8 +42,8 @@ impl MeshState {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WorkloadDump<'a> {
-    uid: &'a str,
-    name: &'a str,
+    uid: String,
+    name: String,
     namespace: &'a str,
     workload_ips: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,7 +113,7 @@ struct ServiceDump<'a> {
     hostname: &'a str,
     vips: Vec<String>,
     ports: BTreeMap<u16, u16>,
-    endpoints: BTreeMap<&'a str, EndpointDump<'a>>,
+    endpoints: BTreeMap<String, EndpointDump>,
     subject_alt_names: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     waypoint: Option<GatewayDump>,
@@ -143,8 +143,8 @@ struct BalancerDump {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct EndpointDump<'a> {
-    workload_uid: &'a str,
+struct EndpointDump {
+    workload_uid: String,
     port: BTreeMap<u16, u16>,
     status: &'static str,
 }
@@ -199,8 +199,8 @@ struct AccountDump<'a> {
 impl Serialize for Workload {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         WorkloadDump {
-            uid: &self.uid,
-            name: &self.name,
+            uid: self.uid.to_string(),
+            name: self.name().to_string(),
             namespace: &self.namespace,
             workload_ips: texts(&self.addresses),
             hostname: self.hostname.as_deref(),
@@ -310,11 +310,11 @@ impl<'a> ServiceDump<'a> {
     fn new(state: &'a MeshState, service: &'a Service) -> Self {
         let endpoints = state.endpoints(&service.key).iter().map(|workload| {
             let endpoint = EndpointDump {
-                workload_uid: &workload.uid,
+                workload_uid: workload.uid.to_string(),
                 port: workload.services.get(&service.key).map(ports).unwrap_or_default(),
                 status: status(workload.status),
             };
-            (&*workload.uid, endpoint)
+            (workload.uid.to_string(), endpoint)
         });
         let weighted = service
             .weighted_waypoints

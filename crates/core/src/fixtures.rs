@@ -26,12 +26,12 @@ pub(crate) fn at(text: &str) -> NetworkAddress {
 pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
     Workload {
         uid: format!("Kubernetes//Pod/ns/{name}").into(),
-        name: name.into(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         node: "n1".into(),
-        status: HealthStatus::Healthy,
-        capacity: 1,
         common: Arc::new(Common {
+            own_name: None,
+            status: HealthStatus::Healthy,
+            capacity: 1,
             namespace: "ns".into(),
             hostname: None,
             network: "".into(),

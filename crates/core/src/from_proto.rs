@@ -135,11 +135,6 @@ fn required(field: &str, text: &str) -> Result<Arc<str>, ConversionError> {
     if text.is_empty() { Err(error(field, Problem::Missing)) } else { Ok(intern(text)) }
 }
 
-/// The same for text that no other resource shares.
-fn unique(field: &str, text: &str) -> Result<Arc<str>, ConversionError> {
-    if text.is_empty() { Err(error(field, Problem::Missing)) } else { Ok(text.into()) }
-}
-
 fn or_default(text: &str, default: &str) -> Arc<str> {
     intern(if text.is_empty() { default } else { text })
 }

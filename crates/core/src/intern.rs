@@ -15,7 +15,7 @@ const SWEEP_AT_LEAST: usize = 1024;
 
 struct Pool<T: ?Sized> {
     values: HashSet<Arc<T>>,
-    /// Sweep when this full: twice what the last sweep left, so that sweeping costs a constant share.
+    /// Sweep when this full: an eighth more than the last sweep left, so that sweeping costs a constant share.
     sweep_at: usize,
 }
 
@@ -45,7 +45,7 @@ impl<T: Hash + Eq + ?Sized> Pool<T> {
         if self.values.len() >= self.sweep_at {
             // What only the pool still holds, nobody names any more.
             self.values.retain(|held| Arc::strong_count(held) > 1);
-            self.sweep_at = SWEEP_AT_LEAST.max(2 * self.values.len());
+            self.sweep_at = SWEEP_AT_LEAST.max(self.values.len() * 9 / 8);
         }
         self.values.insert(value.clone());
         value

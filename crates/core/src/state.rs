@@ -31,7 +31,7 @@ use crate::{
     identity::Identity,
     policy::{Policy, PolicyKey, Scope},
     service::Service,
-    workload::{TunnelProtocol, Workload},
+    workload::{Key, Text, TunnelProtocol, Uid, Workload},
 };
 
 /// One snapshot of the mesh.
@@ -88,7 +88,7 @@ pub struct UnknownPolicies {
     /// As Istio does: as if they were not named.
     pub skip: bool,
     /// Workload and policy: named a moment ago, and probably on its way.
-    pub awaited: Arc<BTreeSet<(Arc<str>, PolicyKey)>>,
+    pub awaited: Arc<BTreeSet<(Uid, PolicyKey)>>,
 }
 
 /// What to make of one of them.
@@ -114,16 +114,18 @@ impl MeshState {
         match update {
             Update::Workload(workload) => {
                 // One name is one resource: a workload may take the name of a service, if only by mistake.
-                self.remove_service(&workload.uid);
+                if workload.uid.text().count(b'/') == 1 {
+                    self.remove_service(&workload.uid.to_string());
+                }
                 self.insert_workload(workload);
             }
             Update::Service(service) => {
-                self.remove_workload(&service.key.to_string());
+                self.remove_workload(service.key.to_string().as_str().into());
                 self.insert_service(service);
             }
             Update::Policy(policy) => self.insert_policy(policy),
             Update::RemoveAddress(name) => {
-                self.remove_workload(&name);
+                self.remove_workload((&*name).into());
                 self.remove_service(&name);
             }
             Update::RemovePolicy(name) => {
@@ -137,8 +139,8 @@ impl MeshState {
     // Workloads.
 
     /// The workload of this name.
-    pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+    pub fn workload_by_uid<'a>(&self, uid: impl Into<Text<'a>>) -> Option<&Arc<Workload>> {
+        self.workloads.get(&Key::from(uid))
     }
 
     /// The workload that has this address: of several a pod rather than an entry, then one that speaks HBONE.
@@ -156,10 +158,11 @@ impl MeshState {
         service_account: &str,
     ) -> Option<&Arc<Workload>> {
         let on_node = self.workloads_by_node.get(node);
-        let start = on_node.partition_point(|workload| (&*workload.namespace, &*workload.name) < (namespace, name));
+        let name = Text::from(name);
+        let start = on_node.partition_point(|workload| (&*workload.namespace, workload.name()) < (namespace, name));
         on_node[start..]
             .iter()
-            .take_while(|workload| &*workload.namespace == namespace && &*workload.name == name)
+            .take_while(|workload| &*workload.namespace == namespace && workload.name() == name)
             .find(|workload| &*workload.service_account == service_account)
     }
 
@@ -269,7 +272,7 @@ impl MeshState {
     }
 
     /// What the workloads of a node name and is not known: workload and policy.
-    pub fn missing_policies<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a PolicyKey)> {
+    pub fn missing_policies<'a>(&'a self, node: &str) -> impl Iterator<Item = (&'a Uid, &'a PolicyKey)> {
         self.workloads_on_node(node).iter().flat_map(|workload| {
             let missing = workload.authorization_policies.iter().filter(|key| self.policy(key).is_none());
             missing.map(|key| (&workload.uid, key))
@@ -296,10 +299,10 @@ impl MeshState {
     // Changes.
 
     fn insert_workload(&mut self, workload: Arc<Workload>) {
-        if self.workloads.get(&*workload.uid).is_some_and(|held| *held == workload) {
+        if self.workload_by_uid(&workload.uid).is_some_and(|held| *held == workload) {
             return;
         }
-        self.remove_workload(&workload.uid.clone());
+        self.remove_workload((&workload.uid).into());
         self.most_capacity = self.most_capacity.max(workload.capacity);
         self.workloads_by_address.insert(&workload, by_preference);
         if !workload.node.is_empty() {
@@ -308,17 +311,18 @@ impl MeshState {
         for service in workload.services.keys() {
             self.endpoints.insert(service.clone(), workload.clone(), by_uid);
         }
-        self.workloads.change(&*workload.uid.clone(), |_| Some(workload));
+        let uid = workload.uid.clone();
+        self.workloads.change(&Key::from(&uid), |_| Some(workload));
     }
 
-    fn remove_workload(&mut self, uid: &str) {
-        let Some(workload) = self.workloads.get(uid).cloned() else { return };
+    fn remove_workload(&mut self, uid: Key<'_>) {
+        let Some(workload) = self.workloads.get(&uid).cloned() else { return };
         self.workloads_by_address.remove(&workload, by_preference);
         self.workloads_by_node.remove(&workload.node, &workload, by_name);
         for service in workload.services.keys() {
             self.endpoints.remove(service, &workload, by_uid);
         }
-        self.workloads.change(uid, |_| None);
+        self.workloads.change(&uid, |_| None);
     }
 
     fn insert_service(&mut self, service: Arc<Service>) {
@@ -395,13 +399,13 @@ impl MeshState {
     }
 }
 
-impl Entry<str> for Arc<Workload> {
+impl Entry<Key<'_>> for Arc<Workload> {
     fn hash_key(&self, hasher: &mut impl Hasher) {
         self.uid.hash(hasher);
     }
 
-    fn has_key(&self, uid: &str) -> bool {
-        *self.uid == *uid
+    fn has_key(&self, uid: &Key<'_>) -> bool {
+        uid.is(&self.uid)
     }
 }
 
@@ -429,7 +433,7 @@ fn by_preference(a: &Workload, b: &Workload) -> Ordering {
 }
 
 fn by_name(a: &Workload, b: &Workload) -> Ordering {
-    (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid))
+    (&a.namespace, a.name(), &a.uid).cmp(&(&b.namespace, b.name(), &b.uid))
 }
 
 fn by_uid(a: &Workload, b: &Workload) -> Ordering {

@@ -1,12 +1,19 @@
 //! Workloads: pods, external endpoints, gateways of other networks.
 
+mod addresses;
+mod uid;
+
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
+pub(crate) use self::uid::Key;
+pub use self::{
+    addresses::Addresses,
+    uid::{Text, Uid},
+};
 pub use crate::address::{
     AppProtocol, GatewayAddress, GatewayDestination, NamespacedHostname, NetworkAddress, Port, PortList,
 };
@@ -21,20 +28,21 @@ pub const SAME_NODE_EXTENSION: &str = "aquifer.dev/same-node";
 /// changed as if it were here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
-    /// Its name among all resources, for example `Kubernetes//Pod/shop/web-1`.
-    pub uid: Arc<str>,
-    pub name: Arc<str>,
-    pub addresses: Box<[IpAddr]>,
+    /// Its name among all resources.
+    pub uid: Uid,
+    pub addresses: Addresses,
     pub node: Arc<str>,
-    /// Its weight among a service's endpoints.
-    pub capacity: u32,
-    pub status: HealthStatus,
     pub common: Arc<Common>,
 }
 
 /// What the replicas of a workload have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Common {
+    /// Its name, see [`Workload::name`]; None = what follows the last slash of the uid.
+    pub own_name: Option<Arc<str>>,
+    /// Its weight among a service's endpoints.
+    pub capacity: u32,
+    pub status: HealthStatus,
     pub namespace: Arc<str>,
     /// Resolved by DNS when there are no addresses.
     pub hostname: Option<Arc<str>>,
@@ -140,6 +148,14 @@ pub enum ApplicationTunnelProtocol {
 }
 
 impl Workload {
+    /// Its name in its namespace.
+    pub fn name(&self) -> Text<'_> {
+        match &self.own_name {
+            Some(name) => (&**name).into(),
+            None => self.uid.last_segment(),
+        }
+    }
+
     /// Whom its certificate names.
     pub fn identity(&self) -> Identity {
         Identity {
@@ -158,7 +174,7 @@ impl Workload {
 
     /// Whether this is a pod, rather than an entry somebody wrote for it.
     pub fn is_pod(&self) -> bool {
-        self.uid.contains("//Pod/")
+        self.uid.is_pod()
     }
 }
 

@@ -193,11 +193,11 @@ proptest! {
         let mut state = MeshState::default();
         match address(&message) {
             Ok(Address::Workload(workload)) => {
-                prop_assert!(!workload.uid.is_empty());
+                prop_assert!(!workload.uid.to_string().is_empty());
                 let uid = workload.uid.clone();
                 state.apply(Update::Workload(workload));
                 prop_assert!(state.workload_by_uid(&uid).is_some());
-                state.apply(Update::RemoveAddress(uid.clone()));
+                state.apply(Update::RemoveAddress(uid.to_string().into()));
                 prop_assert!(state.workload_by_uid(&uid).is_none());
             }
             Ok(Address::Service(service)) => state.apply(Update::Service(service)),

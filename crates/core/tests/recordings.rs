@@ -57,7 +57,7 @@ fn every_recorded_resource_converts() {
                 assert_eq!(address.name(), name);
                 if let from_proto::Address::Workload(workload) = &address {
                     let sent = &resource["resource"]["workload"];
-                    assert_eq!(sent["name"], *workload.name);
+                    assert_eq!(sent["name"], workload.name().to_string());
                     assert_eq!(sent["namespace"], *workload.namespace);
                     assert_eq!(sent["canonicalName"].as_str().unwrap_or_default(), &*workload.canonical_name);
                 }
@@ -78,7 +78,7 @@ fn every_recorded_resource_converts() {
     // The one reference that the recorded control plane leaves dangling; here it denies.
     let mut missing: Vec<_> = state
         .workloads()
-        .flat_map(|workload| state.policies_for(workload).map(|c| (workload.name.clone(), c)).collect::<Vec<_>>())
+        .flat_map(|workload| state.policies_for(workload).map(|c| (workload.name().to_string(), c)).collect::<Vec<_>>())
         .filter_map(|(name, candidate)| match candidate {
             Candidate::Missing(key) => Some(format!("{name}: {key}")),
             Candidate::Known(_) => None,

@@ -318,7 +318,7 @@ fn log(
     tracing::debug!(
         target: "dns",
         {
-            src.workload = &*client.name,
+            src.workload = client.name().to_string(),
             src.namespace = &*client.namespace,
             query = %question.record_type(),
             domain = host.map(|(name, _)| name),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use aquifer_core::policy::PolicyKey;
 use aquifer_core::state::{MeshState, UnknownPolicies};
+use aquifer_core::workload::Uid;
 use tokio::time::Instant;
 
 /// What is made of unknown policies.
@@ -32,9 +33,9 @@ pub struct Grace {
     node: Arc<str>,
     settings: Settings,
     /// Until when each is waited for. It stays here as long as it is missing.
-    missing: BTreeMap<(Arc<str>, PolicyKey), Instant>,
+    missing: BTreeMap<(Uid, PolicyKey), Instant>,
     /// What the state was told last.
-    awaited: Arc<BTreeSet<(Arc<str>, PolicyKey)>>,
+    awaited: Arc<BTreeSet<(Uid, PolicyKey)>>,
 }
 
 impl Grace {

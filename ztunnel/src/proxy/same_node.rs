@@ -60,7 +60,7 @@ impl Neighbours {
     /// The pod of this name, if it is the only one: one that is recreated may be here twice for a while.
     fn find(&self, workload: &Workload) -> Option<Rc<Pod>> {
         let info = WorkloadInfo {
-            name: workload.name.clone(),
+            name: workload.name().to_string().into(),
             namespace: workload.namespace.clone(),
             service_account: workload.service_account.clone(),
         };

@@ -4,16 +4,14 @@ use std::fmt;
 
 use aquifer_proto::workload as wire;
 
-use super::{
-    ConversionError, Problem, each, error, gateway, ip, name, namespaced_hostname, or_default, port, ports, unique,
-};
+use super::{ConversionError, Problem, each, error, gateway, ip, name, namespaced_hostname, or_default, port, ports};
 use crate::{
     address::split_namespaced,
     intern::{intern, intern_common},
     policy::PolicyKey,
     workload::{
         ApplicationTunnel, ApplicationTunnelProtocol, Common, HealthStatus, Locality, NetworkMode, SAME_NODE_EXTENSION,
-        TunnelProtocol, Workload, WorkloadType,
+        TunnelProtocol, Uid, Workload, WorkloadType,
     },
 };
 
@@ -39,7 +37,14 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         zone: intern(&l.zone),
         subzone: intern(&l.subzone),
     });
+    if w.uid.is_empty() {
+        return Err(error("uid", Problem::Missing));
+    }
+    let uid = Uid::from(w.uid.as_str());
     let common = Common {
+        own_name: (uid.last_segment() != w.name[..]).then(|| intern(&w.name)),
+        capacity: w.capacity.unwrap_or(1),
+        status: status(w.status)?,
         namespace: intern(&w.namespace),
         hostname: Some(w.hostname.as_str()).filter(|hostname| !hostname.is_empty()).map(Into::into),
         network: intern(&w.network),
@@ -62,12 +67,9 @@ pub(super) fn workload(w: &wire::Workload) -> Result<Workload, ConversionError> 
         services,
     };
     Ok(Workload {
-        uid: unique("uid", &w.uid)?,
-        name: w.name.as_str().into(),
+        uid,
         addresses: each("addresses", &w.addresses, |bytes, at| ip(at, bytes))?.into(),
         node: intern(&w.node),
-        status: status(w.status)?,
-        capacity: w.capacity.unwrap_or(1),
         common: intern_common(common),
     })
 }

@@ -43,7 +43,7 @@ fn picks(service: &Service, endpoints: Vec<Workload>, port: u16, purpose: Purpos
     let mut rng = StdRng::seed_from_u64(1);
     let mut names: Vec<_> = (0..200)
         .filter_map(|_| pick(&state, service, &client(), port, purpose, reach, &mut rng))
-        .map(|endpoint| format!("{}:{}", endpoint.workload.name, endpoint.port))
+        .map(|endpoint| format!("{}:{}", endpoint.workload.name(), endpoint.port))
         .collect();
     names.sort();
     names.dedup();
@@ -67,7 +67,8 @@ fn modes_keep_the_endpoints_that_preferences_choose() {
             endpoint("remote", "other/Kubernetes/eu/eu-1/rack/n1"),
         ]
     };
-    let without = |names: &[&str]| all().into_iter().filter(|w| !names.contains(&&*w.name)).collect::<Vec<_>>();
+    let without =
+        |names: &[&str]| all().into_iter().filter(|w| !names.iter().any(|name| w.name() == **name)).collect::<Vec<_>>();
     for (mode, preference, gone, expected) in [
         (Unspecified, &[Region, Zone][..], &[][..], &["far", "near", "region", "remote", "zone"][..]),
         (Strict, &[Node], &[], &["near", "remote"]),
@@ -183,7 +184,7 @@ fn the_pick_is_random_by_capacity() {
     for _ in 0..10_000 {
         let service = balanced(Mode::Unspecified, &[]);
         let picked = pick(&state, &service, &client(), 80, Purpose::Client, Reach::Everywhere, &mut rng).unwrap();
-        *counts.entry(picked.workload.name.to_string()).or_insert(0i32) += 1;
+        *counts.entry(picked.workload.name().to_string()).or_insert(0i32) += 1;
     }
     assert!(!counts.contains_key("a"));
     for (name, expected) in [("b", 1_000), ("c", 3_000), ("d", 6_000)] {
@@ -328,7 +329,7 @@ proptest! {
             let picked = pick(&state, &service, &client(), 80, Purpose::Client, Reach::Everywhere, &mut rng);
             match picked {
                 None => prop_assert!(allowed.is_empty(), "nothing picked of {allowed:?}"),
-                Some(endpoint) => prop_assert!(allowed.contains(&endpoint.workload.uid.parse().unwrap()), "{} not of {allowed:?}", endpoint.workload.uid),
+                Some(endpoint) => prop_assert!(allowed.contains(&endpoint.workload.uid.to_string().parse().unwrap()), "{} not of {allowed:?}", endpoint.workload.uid),
             }
         }
     }

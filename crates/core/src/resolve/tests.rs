@@ -34,7 +34,7 @@ fn ask(state: &MeshState, source: Workload, destination: &str) -> Resolution {
 /// `tcp <hop>` or `hbone <hop> <authority> <expected service accounts>`, then `> <workload>` and `@ <service>`; or why not.
 fn text(resolution: &Resolution) -> String {
     let name =
-        |workload: &Option<Arc<Workload>>| workload.as_ref().map(|w| format!(" > {}", w.name)).unwrap_or_default();
+        |workload: &Option<Arc<Workload>>| workload.as_ref().map(|w| format!(" > {}", w.name())).unwrap_or_default();
     let key = |service: &Option<Arc<Service>>| service.as_ref().map(|s| format!(" @ {}", s.key)).unwrap_or_default();
     match resolution {
         Resolution::Route(route) => {

@@ -66,6 +66,7 @@ fn local_workloads_are_found_by_all_four_names() {
     let other = pod("a", &["10.0.0.2"]).with(|w| {
         w.service_account = "other".into();
         w.uid = "Kubernetes//Pod/ns/a2".into();
+        w.own_name = Some("a".into());
     });
     let state = mesh([pod("a", &["10.0.0.1"]), other, pod("b", &["10.0.0.3"])], []);
     let found = |node, name, ns, sa| state.local_workload(node, name, ns, sa).map(|workload| workload.uid.to_string());
@@ -290,7 +291,7 @@ proptest! {
         // Nothing stays behind when all is removed.
         for update in left {
             state.apply(match update {
-                Update::Workload(workload) => Update::RemoveAddress(workload.uid.clone()),
+                Update::Workload(workload) => Update::RemoveAddress(workload.uid.to_string().into()),
                 Update::Service(service) => Update::RemoveAddress(service.key.to_string().into()),
                 Update::Policy(policy) => Update::RemovePolicy(policy.key.to_string().into()),
                 remove => remove,
