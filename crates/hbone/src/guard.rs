@@ -199,3 +199,30 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Guard<Io> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw::{Frame, HEADERS};
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn no_more_is_read_while_requests_wait() {
+        let (mut near, far) = duplex(1 << 16);
+        let frame = Frame::new(HEADERS, 0, 1, &[0; 10]).encode();
+        near.write_all(&[0; PREFACE_LEN]).await.unwrap();
+        near.write_all(&frame.repeat(2 * UNTAKEN)).await.unwrap();
+        let mut guard = Guard::server(far);
+        let watch = guard.watch();
+        let mut some = vec![0; PREFACE_LEN + UNTAKEN * frame.len()];
+        guard.read_exact(&mut some).await.unwrap();
+        assert!(guard.read_u8().now_or_never().is_none(), "as many wait as may");
+        watch.taken();
+        guard.read_exact(&mut some[..frame.len()]).await.unwrap();
+        assert!(guard.read_u8().now_or_never().is_none());
+        assert!(watch.all_taken(), "there was more");
+        guard.read_exact(&mut some[..(UNTAKEN - 1) * frame.len()]).await.unwrap();
+        assert!(!watch.all_taken());
+    }
+}

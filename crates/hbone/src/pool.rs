@@ -184,8 +184,7 @@ impl<K: Key, C: Connect<K>> Pool<K, C> {
             };
             match result {
                 Ok((mut stream, headers)) => {
-                    stream.attach(granted.lease);
-                    stream.set_peer(granted.peer);
+                    stream.tie(granted.lease, granted.peer);
                     return Ok((stream, headers));
                 }
                 Err(e) => {

@@ -21,29 +21,40 @@ pub struct H2Stream {
     reserved: usize,
     send_done: bool,
     credit: StreamCredit,
+    pooled: Option<Box<dyn Pooled>>,
+}
+
+/// What a stream has of its pool.
+trait Pooled {
+    fn peer(&self) -> Option<&dyn Any>;
+}
+
+struct Tied<L> {
     /// What must live exactly as long as the stream: the pool's permit.
-    lease: Option<Box<dyn Any>>,
+    _lease: L,
     peer: Option<Rc<dyn Any>>,
+}
+
+impl<L> Pooled for Tied<L> {
+    fn peer(&self) -> Option<&dyn Any> {
+        self.peer.as_deref()
+    }
 }
 
 impl H2Stream {
     pub(crate) fn new(send: SendStream<Bytes>, mut recv: RecvStream, credit: StreamCredit) -> Self {
         credit.receives(&mut recv);
-        Self { send, recv, recv_done: false, reserved: 0, send_done: false, credit, lease: None, peer: None }
+        Self { send, recv, recv_done: false, reserved: 0, send_done: false, credit, pooled: None }
     }
 
-    /// Ties `lease` to the stream's life, instead of the one before.
-    pub(crate) fn attach(&mut self, lease: impl Any) {
-        self.lease = Some(Box::new(lease));
+    /// Ties `lease` to the stream's life. `peer`: what the connector said of the other end.
+    pub(crate) fn tie(&mut self, lease: impl Any, peer: Option<Rc<dyn Any>>) {
+        self.pooled = Some(Box::new(Tied { _lease: lease, peer }));
     }
 
     /// What the connector said of the peer of this stream's connection.
     pub fn peer<T: Any>(&self) -> Option<&T> {
-        self.peer.as_ref()?.downcast_ref()
-    }
-
-    pub(crate) fn set_peer(&mut self, peer: Option<Rc<dyn Any>>) {
-        self.peer = peer;
+        self.pooled.as_ref()?.peer()?.downcast_ref()
     }
 
     /// Ends the stream at once in both directions. `CANCEL` and `NO_ERROR` read as an orderly end at the peer,

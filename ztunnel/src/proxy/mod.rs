@@ -57,8 +57,8 @@ mod tests {
         let stream = inbound::stream_task_size();
         let plaintext = size::<Rc<Pod>, TcpStream, _>(passthrough::serve);
         println!("outbound {outbound}, stream {stream}, plaintext {plaintext}");
-        assert!(outbound <= 1280, "{outbound}");
-        assert!(stream <= 1536, "{stream}");
-        assert!(plaintext <= 2048, "{plaintext}");
+        assert!(outbound <= 832, "{outbound}");
+        assert!(stream <= 864, "{stream}");
+        assert!(plaintext <= 896, "{plaintext}");
     }
 }

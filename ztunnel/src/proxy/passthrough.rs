@@ -8,7 +8,7 @@ use aquifer_hbone::{TcpTransport, Transport};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::conn_table::{Asked, View};
+use super::conn_table::{Asked, Guard, View};
 use super::inbound::{authorized_connect, guess_service, source_workload};
 use super::pod::{Pod, left, refuse};
 use crate::metrics::{Parties, Reporter};
@@ -16,13 +16,38 @@ use crate::records::{self, Failure, Opening, Record};
 use crate::socket;
 
 /// Takes one connection to the pod from accept to record.
-pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
+pub(super) fn serve(pod: Rc<Pod>, client: TcpStream) -> impl Future<Output = ()> {
+    // Boxed, and gone before bytes flow: see `outbound::serve`.
+    let opening = pod.clone();
+    let open = Box::pin(async move { open(&opening, client).await });
+    async move {
+        let Some(Open { mut client, mut upstream, guard, record }) = open.await else { return };
+        let outcome = pod.copy(&guard, &mut client, &mut upstream, &record.traffic()).await;
+        record.finish(outcome.as_ref().copied());
+        // Closed last: who looks for the line once the client has seen the end finds it.
+        drop(client);
+    }
+}
+
+/// A connection whose bytes can flow.
+struct Open {
+    client: TcpTransport,
+    upstream: TcpTransport,
+    guard: Guard,
+    record: Record,
+}
+
+/// All that comes before. `None`: it came to nothing, which is recorded.
+async fn open(pod: &Pod, client: TcpStream) -> Option<Open> {
     let since = Instant::now();
-    let Ok(src) = client.peer_addr().map(socket::canonical) else { return };
+    let src = client.peer_addr().map(socket::canonical).ok()?;
     let asked = match socket::original_destination(&client, src) {
         Ok(asked) => asked,
         // The client is gone already: there is nobody to serve, and no destination to report.
-        Err(error) => return tracing::debug!(%src, %error, "connection lost before it was served"),
+        Err(error) => {
+            tracing::debug!(%src, %error, "connection lost before it was served");
+            return None;
+        }
     };
     let target =
         inbound::passthrough(asked).map_err(|reason| Failure::new(reason, "attempted recursive call to ourselves"));
@@ -35,7 +60,8 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
         Ok(found) => found,
         Err(failure) => {
             records::refused(pod.metrics.shared(), Reporter::Destination, src, asked, &failure);
-            return refuse(client);
+            refuse(client);
+            return None;
         }
     };
     let target = InboundRoute { upstream, service: None, application_tunnel: None, asked: upstream };
@@ -45,7 +71,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
         hbone_target: None,
         parties: Parties {
             reporter: Reporter::Destination,
-            source: source_workload(&state, &pod, src.ip(), None),
+            source: source_workload(&state, pod, src.ip(), None),
             source_identity: None,
             destination: Some(workload.clone()),
             service: guess_service(&state, &workload, None, upstream),
@@ -56,24 +82,22 @@ pub(super) async fn serve(pod: Rc<Pod>, client: TcpStream) {
     let judged = Connection { destination: workload, identity: None, source_ip: src.ip(), destination_addr: upstream };
     let guard = pod.table.open_inbound(&pod.uid, view, judged);
     let record = Record::open(opening, &pod.metrics);
-    let traffic = record.traffic();
-    guard.count(traffic.clone());
+    guard.count(record.traffic());
 
     let connected = tokio::select! {
         biased; // The end first: nothing may begin after it.
         failure = pod.must_end(&guard) => Err(failure),
         gone = left(&client) => Err(gone),
-        connected = authorized_connect(&pod, &guard, &target, src, None) => connected,
+        connected = authorized_connect(pod, &guard, &target, src, None) => connected,
     };
     let mut client = TcpTransport::new(client);
-    let outcome = match connected {
-        Ok(stream) => pod.copy(&guard, &mut client, &mut TcpTransport::new(stream), &traffic).await,
+    match connected {
+        Ok(stream) => Some(Open { client, upstream: TcpTransport::new(stream), guard, record }),
         Err(failure) => {
             client.abort();
-            Err(failure)
+            record.finish(Err(&failure));
+            drop(client);
+            None
         }
-    };
-    record.finish(outcome.as_ref().copied());
-    // Closed last: who looks for the line once the client has seen the end finds it.
-    drop(client);
+    }
 }

@@ -357,3 +357,23 @@ async fn a_request_dropped_without_an_answer_is_cancelled() {
     })
     .await;
 }
+
+/// More than HTTP/2 is given at once; among them some that nobody gets to see.
+#[tokio::test(start_paused = true)]
+async fn requests_that_come_at_once_are_all_served() {
+    local(async {
+        let mut server = server(ServerConfig::default());
+        let mut client = Raw::client(server.io).await;
+        let get = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "10.0.0.1:80")];
+        let frames = (0..150_u32).flat_map(|n| {
+            let head = if n % 3 == 0 { block(&get) } else { block(CONNECT) };
+            Frame::new(HEADERS, END_HEADERS, 2 * n + 1, &head).encode()
+        });
+        client.0.write_all(&frames.collect::<Vec<u8>>()).await.unwrap();
+        for _ in 0..100 {
+            server.requests.recv().await.unwrap().refuse(StatusCode::NOT_FOUND);
+        }
+        assert_eq!(server.unfit.borrow().len(), 50);
+    })
+    .await;
+}

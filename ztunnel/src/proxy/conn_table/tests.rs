@@ -210,3 +210,20 @@ fn a_list_cuts_connections_of_both_directions_and_tunnels_by_their_peers() {
     let late = table.open_inbound(&uid, view(), judged(&web, "good"));
     assert_eq!(late.bind(bad, &revocations).unwrap_err().reason, Reason::CertificateRevoked);
 }
+
+#[test]
+fn a_pods_end_cuts_its_connections_and_the_end_of_all_the_rest() {
+    let web = workload(pod("shop", "web", [10, 0, 0, 1]));
+    let table = ConnTable::default();
+    let (one, other) = (PodUid::new("1"), PodUid::new("2"));
+    let ends = [table.open_inbound(&one, view(), judged(&web, "a")), table.open_outbound(&one, view())];
+    let stays = table.open_outbound(&other, view());
+    table.cut_all(Some(&one), &Failure::new(Reason::PodRemoved, "gone"));
+    for end in &ends {
+        assert_eq!(end.cut().now_or_never().unwrap().reason, Reason::PodRemoved);
+    }
+    assert!(stays.cut().now_or_never().is_none());
+    table.cut_all(None, &Failure::new(Reason::Shutdown, "over"));
+    assert_eq!(stays.cut().now_or_never().unwrap().reason, Reason::Shutdown);
+    assert_eq!(ends[0].cut().now_or_never().unwrap().reason, Reason::PodRemoved, "the first reason is the reason");
+}
