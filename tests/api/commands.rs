@@ -1,12 +1,19 @@
-//! `aquifer analyze` and `aquifer status` as a person types them, against a real API server and a real istiod-lite.
+//! `aquifer analyze` and `aquifer status` as a person types them, against a real API server and a real istiod-lite; and
+//! what `istioctl proxy-status` asks it.
 
 use std::path::Path;
 use std::time::Duration;
 
+use aquifer_proto::type_url::{ADDRESS, AUTHORIZATION};
+use aquifer_proto::xds::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use aquifer_proto::xds::{ClientConfig, ConfigStatus, DiscoveryRequest, DiscoveryResponse};
+use prost::Message as _;
 use serde_json::{Value, json};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 
 use crate::harness::{ApiServer, binary, eventually};
-use crate::whole::Mesh;
+use crate::whole::{Mesh, Replica};
 
 /// What a command said and how it ended.
 #[derive(Debug)]
@@ -115,4 +122,49 @@ async fn status_shows_who_is_connected_and_how_far() {
     first.terminate();
     let away = aquifer(&["status", "--address", &debug], &kubeconfig).await;
     assert!(away.code == 1 && away.stderr.contains(&format!("asking istiod-lite at {debug}")), "{away:?}");
+}
+
+/// The one answer to what `istioctl proxy-status` asks of a replica, with the token of an account.
+async fn proxy_status(mesh: &Mesh, replica: &Replica, token: &str) -> Result<DiscoveryResponse, Status> {
+    let root = Certificate::from_pem(mesh.root().await);
+    let tls = ClientTlsConfig::new().ca_certificate(root).domain_name("istiod.istio-system.svc");
+    let endpoint = Endpoint::from_shared(replica.secure_address()).expect("an address");
+    let channel = endpoint.tls_config(tls).expect("a root").connect().await.expect("a connection");
+    let question = DiscoveryRequest { type_url: "istio.io/debug/syncz".to_owned(), ..Default::default() };
+    let mut call = Request::new(tokio_stream::iter([question]));
+    call.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+    let stream = AggregatedDiscoveryServiceClient::new(channel).stream_aggregated_resources(call).await?;
+    stream.into_inner().message().await?.ok_or_else(|| Status::unavailable("no answer"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn istioctl_asks_with_a_token_of_the_control_planes_namespace() {
+    let mesh = Mesh::start().await;
+    let replica = mesh.replica("istiod-1").await;
+    let proxy = mesh.proxy(&replica).await;
+    mesh.shop().await;
+    proxy.holds("Kubernetes//Pod/shop/web-1", Duration::from_secs(2)).await;
+    let token = async |namespace: &str| {
+        let metadata = json!({"name": "default", "namespace": namespace});
+        mesh.server.apply_object(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})).await;
+        mesh.server.token(namespace, "default", &["istio-ca"], None, 3600).await
+    };
+    let (own, foreign) = (token("istio-system").await, token("shop").await);
+
+    let expect = [(AUTHORIZATION, ConfigStatus::Synced), (ADDRESS, ConfigStatus::Synced)];
+    eventually("the proxy is shown as synced", Duration::from_secs(5), async || {
+        let answer = proxy_status(&mesh, &replica, &own).await.map_err(|status| status.to_string())?;
+        let identifier = answer.control_plane.expect("who answers").identifier;
+        assert_eq!(serde_json::from_str::<Value>(&identifier).expect("JSON")["ID"], "istiod-1");
+        let [resource] = answer.resources.as_slice() else { return Err(format!("{:?}", answer.resources)) };
+        let config = ClientConfig::decode(resource.value.as_slice()).expect("a ClientConfig");
+        assert_eq!(config.node.expect("a node").id, "ztunnel-1.istio-system");
+        let types = &config.generic_xds_configs;
+        let found: Vec<_> = types.iter().map(|one| (one.type_url.as_str(), one.config_status())).collect();
+        if found == expect { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let refused = proxy_status(&mesh, &replica, &foreign).await.expect_err("not its namespace");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("\"istio-system\""), "{refused}");
 }

@@ -77,7 +77,7 @@ impl Mesh {
     }
 
     /// The root that the control plane publishes.
-    async fn root(&self) -> String {
+    pub(crate) async fn root(&self) -> String {
         eventually("the root is published", Duration::from_secs(5), async || {
             let found = self.server.get("v1", "ConfigMap", ROOT, "istio-ca-root-cert").await;
             let root = found.and_then(|map| map["data"]["root-cert.pem"].as_str().map(str::to_owned));
@@ -136,6 +136,11 @@ impl Replica {
     /// Where its debug pages are.
     pub(crate) fn debug_address(&self) -> String {
         format!("127.0.0.1:{}", self.http)
+    }
+
+    /// Where it serves discovery over TLS.
+    pub(crate) fn secure_address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.secure)
     }
 
     /// Ends it in good order.
