@@ -15,7 +15,8 @@ pub struct Held {
     pieces: Vec<Piece>,
 }
 
-/// Each entry: length of what is shared with the name before, rest of the name, version.
+/// Each entry: length of what is shared with the name before, rest of the name, version. Versions are mostly hashes: of
+/// hexadecimal digits two make a byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Piece(Box<[u8]>);
 
@@ -70,10 +71,10 @@ fn pieces(entries: &BTreeMap<String, String>) -> Vec<Piece> {
         for (name, version) in entries.by_ref().take(each) {
             let shared = before.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
             put(&mut bytes, shared);
-            for part in [&name.as_bytes()[shared..], version.as_bytes()] {
-                put(&mut bytes, part.len());
-                bytes.extend_from_slice(part);
-            }
+            let rest = &name.as_bytes()[shared..];
+            put(&mut bytes, rest.len());
+            bytes.extend_from_slice(rest);
+            put_version(&mut bytes, version);
             before = name;
         }
         pieces.push(Piece(bytes.into()));
@@ -91,14 +92,13 @@ impl Piece {
 
     fn entries(&self) -> impl Iterator<Item = (String, String)> {
         let (mut rest, mut name) = (&self.0[..], Vec::new());
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         std::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }
             name.truncate(take(&mut rest));
             name.extend_from_slice(part(&mut rest));
-            Some((text(&name), text(part(&mut rest))))
+            Some((text(&name), take_version(&mut rest)))
         })
     }
 }
@@ -123,6 +123,35 @@ fn take(bytes: &mut &[u8]) -> usize {
         }
     }
     number
+}
+
+/// Twice the length, one more if it is packed, and the bytes.
+fn put_version(bytes: &mut Vec<u8>, version: &str) {
+    let digits = version.as_bytes();
+    let packed = digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    put(bytes, 2 * digits.len() + usize::from(packed));
+    if packed {
+        let value = |digit: Option<&u8>| digit.and_then(|byte| char::from(*byte).to_digit(16)).unwrap_or(0) as u8;
+        bytes.extend(digits.chunks(2).map(|pair| value(pair.first()) << 4 | value(pair.get(1))));
+    } else {
+        bytes.extend_from_slice(digits);
+    }
+}
+
+fn take_version(bytes: &mut &[u8]) -> String {
+    let length = take(bytes);
+    let (length, packed) = (length / 2, length % 2 == 1);
+    let (version, rest) = bytes.split_at(if packed { length.div_ceil(2) } else { length });
+    *bytes = rest;
+    if !packed {
+        return text(version);
+    }
+    let digits = version.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    digits.take(length).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A length and so many bytes.
@@ -157,7 +186,7 @@ mod tests {
         #[test]
         fn is_a_map(
             steps in proptest::collection::vec(
-                proptest::collection::vec(("[ab/é]{0,4}", proptest::option::of("[0-9]{0,200}")), 0..150), 0..12,
+                proptest::collection::vec(("[ab/é]{0,4}", proptest::option::of("[0-9]{0,200}|[0-9a-f]{0,17}|[0-9A-G]{0,17}|é")), 0..150), 0..12,
             ),
         ) {
             let (mut held, mut model) = (Held::default(), BTreeMap::new());
