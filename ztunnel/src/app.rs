@@ -83,6 +83,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         }
     });
     control_tasks.spawn("footprint", footprint::give_back_text(control.clone()));
+    control_tasks.spawn("heap-footprint", footprint::give_back_cache(published_rx.clone(), control.clone()));
     let (demander, demands) = demand::channel();
 
     let metrics = Arc::new(ProxyMetrics::default());

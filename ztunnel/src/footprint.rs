@@ -1,20 +1,54 @@
-//! What the process gives back to the machine: program text.
+//! What the process gives back to the machine: program text, and what a thread keeps of the heap.
 //!
 //! The start runs through much of the program once, and a page fault maps the fifteen pages around as well, so nearly all
 //! of the text counts as ours though a fraction runs. From time to time the text is unmapped; the pages stay in the
 //! kernel's page cache, and those that still run are mapped again by a minor fault each.
 //!
-//! (The heap is the allocator's: what is free for a second goes back, see `malloc_conf` in `main.rs`.)
+//! The heap is the allocator's: what is free for a second goes back, see `malloc_conf` in `main.rs`. But each thread keeps
+//! some of what it freed for its next use, which pins the pages around it. The thread that takes the control plane's word
+//! in frees much at once and then rests, so it gives that up.
 
 use std::ffi::{c_int, c_void};
 use std::time::Duration;
 
 use aquifer_runtime::Cancel;
+use tokio::sync::watch;
 
 /// The first time, soon after the start.
 const FIRST: Duration = Duration::from_secs(2);
 /// From then on the time doubles up to this.
 const AT_MOST: Duration = Duration::from_secs(10);
+
+/// So long after a change there may be more of them.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// Empties this thread's cache of free memory soon after each change of what was published, until the drain. For the
+/// thread that receives: the control runtime has one.
+pub async fn give_back_cache(mut published: watch::Receiver<u64>, cancel: Cancel) {
+    loop {
+        tokio::select! {
+            () = cancel.drained() => return,
+            changed = published.changed() => if changed.is_err() { return },
+        }
+        tokio::select! {
+            () = cancel.drained() => return,
+            () = tokio::time::sleep(SETTLED) => published.mark_unchanged(),
+        }
+        flush_cache();
+    }
+}
+
+#[cfg(feature = "jemalloc")]
+#[allow(unsafe_code)]
+fn flush_cache() {
+    use std::ptr::null_mut;
+    // SAFETY: "thread.tcache.flush" neither reads nor writes anything of ours; jemalloc(3). It fails where the thread has
+    // no cache, which is as well.
+    unsafe { tikv_jemalloc_sys::mallctl(c"thread.tcache.flush".as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
+}
+
+#[cfg(not(feature = "jemalloc"))]
+fn flush_cache() {}
 
 /// Unmaps program text from time to time, until the drain.
 pub async fn give_back_text(cancel: Cancel) {
