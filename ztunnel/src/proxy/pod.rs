@@ -161,7 +161,7 @@ impl Drop for ActiveGuard {
 }
 
 impl Pod {
-    /// Begins to serve a pod on this thread. Needs the worker's `LocalSet`.
+    /// Begins to serve a pod on this thread. Needs the worker's local runtime.
     pub fn start(
         shared: &Arc<Shared>,
         (uid, info, netns): (PodUid, WorkloadInfo, Netns),

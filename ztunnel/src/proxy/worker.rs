@@ -5,14 +5,14 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
 use aquifer_hbone::Budget;
 use aquifer_runtime::Cancel;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
 
 use super::conn_table::{ConnTable, Connections};
 use super::listeners::Listeners;
@@ -68,21 +68,35 @@ struct Inner {
 impl Workers {
     /// Starts `count` threads. `cancel` ends the connections of all pods.
     pub fn start(count: usize, shared: Arc<Shared>, metrics: Arc<ProxyMetrics>, cancel: Cancel) -> io::Result<Self> {
-        let build = |_| tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let built = (0..count).map(build).collect::<io::Result<Vec<_>>>()?;
-        let runtimes: Vec<Handle> = built.iter().map(|runtime| runtime.handle().clone()).collect();
         let (mates, moved): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let (spread, mut senders) = (Spread::over(count), Vec::with_capacity(count));
-        for (index, (runtime, moved)) in built.into_iter().zip(moved).enumerate() {
+        let (mut runtimes, mut starts) = (Vec::<Handle>::with_capacity(count), Vec::with_capacity(count));
+        for (index, moved) in moved.into_iter().enumerate() {
             let (sender, receiver) = mpsc::unbounded_channel();
             let (shared, metrics, cancel) = (shared.clone(), metrics.clone(), cancel.clone());
-            let clocks = runtimes.iter().map(Handle::metrics).collect();
-            let crew = Crew::new(index, spread.clone(), clocks, mates.clone(), shared.tracker.clone());
+            let (spread, mates) = (spread.clone(), mates.clone());
+            let (made, runtime) = sync_channel(1);
+            let (start, clocks) = sync_channel::<Vec<_>>(1);
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let _all_or_nothing = AbortOnPanic;
-                LocalSet::new().block_on(&runtime, Worker::new(shared, metrics, crew).run(receiver, moved, cancel));
+                // A local runtime stays on the thread that makes it. A `LocalSet` instead would write to an eventfd
+                // each time that the kernel has news, to wake the runtime that has just brought them.
+                let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(made.send(Err(error))),
+                };
+                let _ = made.send(Ok(runtime.handle().clone()));
+                // Without them another worker could not be made, and there will be none.
+                let Ok(clocks) = clocks.recv() else { return };
+                let crew = Crew::new(index, spread, clocks, mates, shared.tracker.clone());
+                runtime.block_on(Worker::new(shared, metrics, crew).run(receiver, moved, cancel));
             })?;
+            runtimes.push(runtime.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended as it began")))?);
             senders.push(sender);
+            starts.push(start);
+        }
+        for start in starts {
+            let _ = start.send(runtimes.iter().map(Handle::metrics).collect());
         }
         Ok(Self { inner: Arc::new(Inner { runtimes, senders, spread, shared, metrics, cancel }) })
     }
