@@ -103,7 +103,8 @@ impl PodRules {
                     PRIORITY_MANGLE,
                     vec![Rule::new(
                         "proxy to app: replies come back",
-                        [Match::Mark(PROXY_MARK)],
+                        // What came redirected is answered over lo, too, and its answers need no mark to find home.
+                        [Match::Mark(PROXY_MARK), Match::NotRedirected],
                         Action::SetConnectionMark(RETURN_MARK),
                     )],
                     vec![Rule::new(
