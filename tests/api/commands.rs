@@ -103,12 +103,16 @@ async fn status_shows_who_is_connected_and_how_far() {
     assert_eq!(rows[1][..2], ["ztunnel-1.istio-system", "node1"], "{text}");
     assert!(rows[1].contains(&&*one) && !text.contains(&other), "by the replica that it is connected to: {text}");
 
-    let json = aquifer(&["status", "--address", &one, "-o", "json"], &kubeconfig).await;
-    let page: Value = serde_json::from_str(&json.stdout).expect("JSON");
-    let proxies = page[&one]["proxies"].as_array().expect("proxies");
-    assert_eq!(proxies.len(), 1, "{page}");
-    let types = proxies[0]["types"].as_object().expect("types");
-    assert!(types.values().all(|progress| progress["sent"] == progress["acked"]), "{page}");
+    eventually("the same as JSON", Duration::from_secs(2), async || {
+        let json = aquifer(&["status", "--address", &one, "-o", "json"], &kubeconfig).await;
+        let page: Value = serde_json::from_str(&json.stdout).expect("JSON");
+        let proxies = page[&one]["proxies"].as_array().expect("proxies");
+        assert_eq!(proxies.len(), 1, "{page}");
+        let types = proxies[0]["types"].as_object().expect("types");
+        let acked = types.values().all(|progress| progress["sent"] == progress["acked"]);
+        if acked { Ok(()) } else { Err(page.to_string()) }
+    })
+    .await;
 
     let elsewhere = aquifer(&["status", "--address", &one, "--namespace", "shop"], &kubeconfig).await;
     assert_eq!((elsewhere.code, &*elsewhere.stdout), (0, "no proxy is connected\n"), "{elsewhere:?}");

@@ -164,6 +164,9 @@ async fn a_gateway_becomes_a_waypoint() {
         }
         versions
     };
+    // What was still to be written of the first is written before this one.
+    server.apply_object(gateway(&shop, "second", &json!({}))).await;
+    programmed(&server, &shop, "second", "Pending").await;
     let before = versions().await;
     let applied = replica.process.said().matches("applied").count();
     server.apply_object(gateway(&shop, "other", &json!({}))).await;

@@ -270,10 +270,21 @@ pub(crate) fn rand_suffix() -> String {
     format!("{:08x}", random as u32)
 }
 
-/// Ports that nobody has at the moment.
+/// Ports that nobody has, and that are given to nobody else: below those that the kernel gives to whoever asks for any,
+/// and each once in this process.
 pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    let sockets = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
-    sockets.each_ref().map(|socket| socket.local_addr().expect("its port").port())
+    const RANGE: std::ops::Range<u32> = 12_000..32_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    [(); N].map(|()| {
+        loop {
+            // Test processes side by side begin at different places.
+            let at = std::process::id() * 97 + TAKEN.fetch_add(1, Ordering::Relaxed);
+            let port = u16::try_from(RANGE.start + at % (RANGE.end - RANGE.start)).expect("a port");
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                return port;
+            }
+        }
+    })
 }
 
 /// What test runs that are over left.

@@ -66,7 +66,7 @@ async fn replicas_follow_each_other_as_leaders_are_killed() {
     let killed = Instant::now();
     first.kill();
     one_leads("the second leads", DURATION + RETRY * 2, &[&second]).await;
-    assert!(killed.elapsed() >= DURATION - RETRY * 2, "not before the lease is over: {:?}", killed.elapsed());
+    assert!(killed.elapsed() >= DURATION - RETRY * 3, "not before the lease is over: {:?}", killed.elapsed());
 
     // One that says good-bye is followed at once.
     let third = Replica::start(&source, &namespace, "third");
@@ -99,8 +99,13 @@ async fn a_leader_that_is_cut_off_steps_down_before_another_leads() {
     let cut = Instant::now();
     link.cut();
     eventually("the far one steps down", RENEW_DEADLINE, async || {
-        assert!(!second.leads(), "two lead");
-        if first.leads() { Err("it leads".to_owned()) } else { Ok(()) }
+        // The other first: once that one leads, the far one must have stepped down before.
+        let followed = second.leads();
+        if !first.leads() {
+            return Ok(());
+        }
+        assert!(!followed, "two lead");
+        Err("it leads".to_owned())
     })
     .await;
     let stepped_down = cut.elapsed();

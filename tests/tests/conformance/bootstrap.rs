@@ -363,9 +363,12 @@ async fn on_demand_first_requests() -> Result<()> {
 async fn stream_metrics() -> Result<()> {
     let stage = Stage::set()?;
     let mut world = World::start(stage, &[], &[workload("w").resource()]).await?;
-    let messages = world.metric("istio_xds_message_total", &[&format!("url=\"{ADDRESS}\"")]).await?;
-    let bytes = world.metric("istio_xds_message_bytes_total", &[&format!("url=\"{ADDRESS}\"")]).await?;
-    ensure!(messages >= 1.0 && bytes > 20.0, "{messages} messages, {bytes} bytes");
+    let label = format!("url=\"{ADDRESS}\"");
+    until("a message and its bytes are counted", async || {
+        let messages = world.metric("istio_xds_message_total", &[&label]).await?;
+        Ok(messages >= 1.0 && world.metric("istio_xds_message_bytes_total", &[&label]).await? > 20.0)
+    })
+    .await?;
     let before = world.metric("istio_xds_connection_terminations_total", &[]).await?;
     world.ads.finish(&Status { code: 14, message: String::new() });
     world.ads = world.stage.istiod.ads().await?;

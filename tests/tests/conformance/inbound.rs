@@ -340,8 +340,8 @@ async fn unknown_local_workload() -> Result<()> {
     let (here, there) = (stage.local(2, "here")?, stage.remote(3, "there")?);
     let world = World::start(stage, &[&here], &[there.workload.resource()]).await?;
     let _app = App::start(&here.netns, here.at(8080))?;
-    let client = world.dial(&there, &here).await?;
     let begin = Instant::now();
+    let client = world.dial(&there, &here).await?;
     assert_eq!(client.status("198.18.1.2:8080").await?, "503");
     let took = begin.elapsed();
     ensure!((Duration::from_secs(4)..Duration::from_secs(25)).contains(&took), "after {took:?}");

@@ -428,7 +428,6 @@ async fn build_and_process() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn runtime_metrics() -> Result<()> {
     let case = Case::start().await?;
-    let text = case.world.metrics().await?;
     for name in [
         "tokio_num_workers",
         "tokio_global_queue_depth",
@@ -437,7 +436,7 @@ async fn runtime_metrics() -> Result<()> {
         "tokio_worker_park_count_total",
         "tokio_worker_park_unpark_count_total",
     ] {
-        ensure!(text.lines().any(|line| line.starts_with(name)), "no {name}");
+        until(name, async || Ok(case.world.metrics().await?.lines().any(|line| line.starts_with(name)))).await?;
     }
     Ok(())
 }
@@ -449,12 +448,11 @@ async fn metric_types() -> Result<()> {
     case.call().await?;
     ensure!(greeted(&case.here.netns, (net::vip(1), 81).into()).await?.is_none());
     case.world.ztunnel.lines(&["\terror\taccess\t"], 2).await?;
-    let text = case.closed(1.0).await?;
     for line in RECORDED
         .lines()
         .filter(|line| line.starts_with("# TYPE ") && !line.contains("istio_dns") && !line.contains("tokio_"))
     {
-        ensure!(text.lines().any(|own| own == line), "{line}");
+        until(line, async || Ok(case.world.metrics().await?.lines().any(|own| own == line))).await?;
     }
     Ok(())
 }

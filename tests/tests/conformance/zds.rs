@@ -192,7 +192,9 @@ async fn add_again() -> Result<()> {
     world.link.accepted(&pod.add(), &[same.as_fd()])?;
     app.write_all(b"still").await?;
     ensure!(stream.read(5).await? == b"still");
-    assert_eq!(world.metric("workload_manager_proxies_started_total", &[]).await?, 1.0);
+    let started = async || world.metric("workload_manager_proxies_started_total", &[]).await;
+    until("a started proxy is counted", async || Ok(started().await? >= 1.0)).await?;
+    assert_eq!(started().await?, 1.0);
     Ok(())
 }
 
@@ -265,8 +267,12 @@ async fn readiness_waits_for_the_snapshot() -> Result<()> {
     stage.istiod.ads().await?.first(&[], &[]).await?;
     let link = stage.agent.accept()?;
     link.hello()?;
-    let (status, text) = stage.get(15021, "/healthz/ready").await?;
-    assert_eq!((status, text.trim()), (500, "not ready, pending: workload proxy manager"));
+    until("only the snapshot is awaited", async || {
+        let (status, text) = stage.get(15021, "/healthz/ready").await?;
+        ensure!(status == 500, "{status} {text}");
+        Ok(text.trim() == "not ready, pending: workload proxy manager")
+    })
+    .await?;
     link.accepted(&zds::snapshot_sent(), &[])?;
     until("readiness", async || Ok(stage.get(15021, "/healthz/ready").await?.0 == 200)).await?;
     assert_eq!(stage.get(15021, "/healthz/ready").await?.1.trim(), "ready");

@@ -140,9 +140,8 @@ async fn pods_with_a_sidecar_stay_out_and_the_reason_is_named() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_hangs_while_the_label_comes_and_goes() -> Result<()> {
     let lab = shop(LabOptions::default()).await?;
-    // 28 is curl's time-out. The last line says that all of them were made.
-    let script =
-        "for i in $(seq 150); do curl -s -m 5 -o /dev/null http://payments/; [ $? = 28 ] && echo hung; done; echo done";
+    // 28 is curl's time-out, long enough for a name that is asked for twice. The last line says that all of them were made.
+    let script = "for i in $(seq 150); do curl -s -m 25 -o /dev/null http://payments/; [ $? = 28 ] && echo hung; done; echo done";
     let clients = async || lab.exec("shop", "orders", &["sh", "-c", script]).await;
     let toggles = async {
         for _ in 0..5 {

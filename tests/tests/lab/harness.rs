@@ -197,6 +197,8 @@ pub(crate) async fn counted(
 /// The access lines of a node's ztunnel that hold all the texts, so far: for what must not be there, or is polled for.
 pub(crate) async fn access_lines(lab: &Lab, node: &str, texts: &[&str]) -> Result<Vec<String>> {
     let log = lab.component_logs(&Component::ztunnel(node)).await?;
+    // The last line may be half written.
+    let log = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let lines = log.lines().filter(|line| line.contains("\taccess\t") && texts.iter().all(|text| line.contains(text)));
     Ok(lines.map(str::to_owned).collect())
 }

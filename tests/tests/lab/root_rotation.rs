@@ -159,8 +159,13 @@ async fn the_root_changes_under_load_and_waits_for_a_proxy_that_stands_still() -
     assert_eq!(followed.status.code(), Some(0), "{followed:?}");
     println!("{}", String::from_utf8_lossy(&followed.stdout));
 
-    let new_root = published(&lab)?;
-    assert!(new_root.len() == 1 && new_root != old_root);
+    let mut new_root = Vec::new();
+    eventually("the new root alone is handed out", LOOKS, async || {
+        new_root = published(&lab)?;
+        Ok(new_root.len() == 1)
+    })
+    .await?;
+    assert_ne!(new_root, old_root);
     for node in ["node1", "node2"] {
         let what = format!("{node} has certificates of the new root, and trusts it alone");
         eventually(&what, LOOKS, async || is_all_of(&lab, node, &new_root[0]).await).await?;

@@ -8,7 +8,7 @@ use aquifer_lab::{Component, Lab, LabOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{access_lines_appear, connect, eventually, listen, raw, service_ips};
+use crate::harness::{access_lines_appear, connect, counted, eventually, listen, raw, service_ips};
 
 const COUNTER: &str = "add table inet seen; add chain inet seen out { type filter hook output priority 0; policy accept; }; \
                        add rule inet seen out tcp dport 15008 counter";
@@ -51,7 +51,7 @@ async fn through(lab: &Lab, listener: &tokio::net::TcpListener) -> Result<(TcpSt
     let a = lab.pod("raw", "a").await?;
     let to = service_ips(lab, "raw", "c").await?[0];
     let mut client = connect(lab, &a, (to, 7).into())?;
-    let (mut server, peer) = tokio::time::timeout(Duration::from_secs(10), listener.accept()).await??;
+    let (mut server, peer) = tokio::time::timeout(Duration::from_secs(60), listener.accept()).await??;
     assert!(a.ips.contains(&peer.ip().to_canonical()), "{peer} is not of {:?}", a.ips);
     client.write_all(b"?").await?;
     assert_eq!(server.read_u8().await?, b'?');
@@ -89,15 +89,17 @@ async fn lines_and_counters_are_the_same_and_nothing_is_on_the_wire() -> Result<
         let packets = tunnelled(&lab, "a").await? + tunnelled(&lab, "c").await?;
         assert_eq!(packets == 0, on == "true", "{packets} packets to 15008 with {on}");
         let proxy = Component::ztunnel("node1");
-        let mut counted = Vec::new();
-        for name in ["opened", "closed", "failed"] {
+        let mut counts = Vec::new();
+        for (name, expected) in [("opened", 2.0), ("closed", 2.0), ("failed", 0.0)] {
             for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
                 let metric = format!("istio_tcp_connections_{name}_total");
                 let labels = [reporter, "connection_security_policy=\"mutual_tls\"", "sa/a", "sa/c"];
-                counted.push(lab.metric(proxy.clone(), &metric, &labels).await?);
+                // A line may stand in the log before it is counted.
+                counted(&lab, &proxy, &metric, &labels, |found| found >= expected).await?;
+                counts.push(lab.metric(proxy.clone(), &metric, &labels).await?);
             }
         }
-        seen.push((lines, counted));
+        seen.push((lines, counts));
         lab.down().await?;
     }
     assert_eq!(seen[0], seen[1]);

@@ -78,8 +78,11 @@ async fn a_ztunnel_is_replaced_by_a_new_pod() {
     let (after, _) = ztunnel().await;
     assert_ne!(after, before);
     until("the old one gone", Duration::from_secs(30), async || ztunnel().await.1 == 1).await;
-    let keys = lab.objects(&[Kind::Pod]).await.unwrap();
-    assert!(keys.iter().any(|object| object.name() == after) && !keys.iter().any(|object| object.name() == old));
+    until("its object gone", Duration::from_secs(10), async || {
+        let keys = lab.objects(&[Kind::Pod]).await.unwrap();
+        keys.iter().any(|object| object.name() == after) && !keys.iter().any(|object| object.name() == old)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

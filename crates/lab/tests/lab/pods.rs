@@ -71,6 +71,7 @@ spec: {selector: {app: worker}, ports: [{port: 80}]}
 
     lab.exec("default", "worker", &["touch", "/tmp/go"]).await.unwrap();
     until("the object gone", Duration::from_secs(10), async || pod_objects(&lab, "default").await.is_empty()).await;
+    until("all it said is in its log", Duration::from_secs(10), async || log().ends_with("finished\n")).await;
     assert_eq!(log(), "started\ngot QUIT\nfinished\n");
     assert!(lab.exec("default", "worker", &["true"]).await.is_err());
     // Its namespace and its link went with it.
@@ -109,7 +110,7 @@ spec:
     lab.delete_pod("default", "stubborn", Some(1)).await.unwrap();
     until("the pod gone", Duration::from_secs(20), async || lab.status().await.unwrap().pods.is_empty()).await;
     assert!(begin.elapsed() >= Duration::from_secs(1));
-    assert_eq!(sleeping().await, 0, "also what left its process group");
+    until("also what left its process group gone", Duration::from_secs(10), async || sleeping().await == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +202,8 @@ async fn commands_in_pods() {
     // Dropping the handle kills.
     let sleep = lab.spawn("default", "idle", &["sleep", "86398.1"]).unwrap();
     let running = async || lab.exec("default", "idle", &["pgrep", "-f", "sleep 86398.1"]).await.unwrap().ok();
-    assert!(running().await && sleep.is_running());
+    until("the command runs", Duration::from_secs(10), async || running().await).await;
+    assert!(sleep.is_running());
     drop(sleep);
     until("the command gone", Duration::from_secs(10), async || !running().await).await;
     let killed = lab.spawn("default", "idle", &["sleep", "100"]).unwrap();

@@ -116,7 +116,7 @@ pub(crate) async fn until(what: &str, within: Duration, mut holds: impl AsyncFnM
 
 /// Runs curl in a pod; its output, or its complaint.
 pub(crate) async fn curl(lab: &Lab, namespace: &str, from: &str, args: &[&str]) -> Result<String, String> {
-    let mut command = vec!["curl", "-sS", "-m", "5"];
+    let mut command = vec!["curl", "-sS", "-m", "30"];
     command.extend(args);
     let output = lab.exec(namespace, from, &command).await.unwrap();
     if output.ok() {

@@ -144,7 +144,9 @@ impl Process {
         let begin = Instant::now();
         loop {
             let output = self.output()?;
-            let lines = output.lines().filter(|line| texts.iter().all(|text| line.contains(text)));
+            // The last line may be half written.
+            let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let lines = whole.lines().filter(|line| texts.iter().all(|text| line.contains(text)));
             let lines: Vec<String> = lines.map(str::to_owned).collect();
             if lines.len() >= count {
                 return Ok(lines);

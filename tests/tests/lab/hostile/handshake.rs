@@ -108,16 +108,10 @@ async fn nobody_gets_in_without_a_certificate_of_the_mesh() -> Result<()> {
             let (error, port) = refusal(netns, (*ip, 15008).into(), &knock.config).await.context(what.clone())?;
             println!("{what}: {error}");
             assert!(error.contains("alert") && error.contains(knock.alert), "{what}: {error}");
-            let line = access_line_appears(
-                &lab,
-                "node2",
-                &[&format!(":{port} "), "connection failed", "direction=\"inbound\""],
-            )
-            .await?;
-            assert!(
-                line.contains(&format!("reason=\"{}\"", knock.reason)) && line.contains(knock.says),
-                "{what}: {line}"
-            );
+            // With all it says: another knock, from another address, may have had that port.
+            let (port, reason) = (format!(":{port} "), format!("reason=\"{}\"", knock.reason));
+            let texts = [&*port, "connection failed", "direction=\"inbound\"", &reason, knock.says];
+            access_line_appears(&lab, "node2", &texts).await.context(what)?;
         }
     }
     // Not because nobody gets in at all.
