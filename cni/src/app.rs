@@ -8,7 +8,7 @@ use crate::agent::cmdadd::CmdAddServer;
 use crate::agent::effects::{Effects, Node, PodId};
 use crate::agent::reconciler::{CmdAdd, Reconciler};
 use crate::config::Config;
-use crate::finder::Directory;
+use crate::finder::OnNode;
 use crate::keeper::{Keeper, Layout};
 use crate::metrics::Metrics;
 use crate::netns::{NetNs, missing_capabilities};
@@ -23,6 +23,8 @@ use aquifer_runtime::readiness::Readiness;
 use aquifer_runtime::{Cancel, Tracker, metrics, process};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -56,11 +58,11 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
     let source = config.source.open().await.context(config.source.variable())?;
     source.register(&mut registry);
     let watch = source.watch_selected(watched(&config.node)).context(config.source.variable())?;
-    Server::bind("readiness", config.ready).await?.serve(readiness.handler(), tracker, cancel.child());
-    metrics::serve(Server::bind("metrics", config.metrics).await?, Arc::new(registry), tracker, cancel.child());
+    listen("readiness", config.ready).await?.serve(readiness.handler(), tracker, cancel.child());
+    metrics::serve(listen("metrics", config.metrics).await?, Arc::new(registry), tracker, cancel.child());
 
     let node = Arc::new(Node {
-        finder: Box::new(Directory::new(&config.netns_folder)),
+        finder: Box::new(OnNode::new(&config)),
         state,
         zds: zds.clone(),
         probes,
@@ -99,6 +101,14 @@ pub async fn start(config: Config, tracker: &Tracker, cancel: &Cancel) -> anyhow
     drop(block);
     tracing::info!("ready");
     Ok(())
+}
+
+/// The wildcard takes both families, where the machine has both.
+async fn listen(name: &'static str, address: SocketAddr) -> io::Result<Server> {
+    match address.ip() == Ipv6Addr::UNSPECIFIED {
+        true => Server::bind_wildcard(name, address.port()).await,
+        false => Server::bind(name, address).await,
+    }
 }
 
 /// What an agent reads: the pods of its node, and the labels of namespaces.

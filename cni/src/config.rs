@@ -5,7 +5,7 @@ use crate::rules::pod::ProbeAddresses;
 use aquifer_objects::source;
 use aquifer_runtime::env::{ConfigErrors, Env, Vars};
 use aquifer_runtime::telemetry;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,9 +22,12 @@ pub struct Config {
     pub source: source::Settings,
     /// AQUIFER_NETNS_DIR: the folder of network namespaces by pod uid.
     pub netns_folder: PathBuf,
+    /// AQUIFER_PROC_DIR: the node's `/proc`, in which pods that have no entry there are found by their processes;
+    /// `/host/proc` unless set, or `/proc` where nothing is mounted there.
+    pub proc_folder: Option<PathBuf>,
     /// AQUIFER_STATE_DIR: the agent's memory; beside the event socket unless set.
     pub state_folder: PathBuf,
-    /// METRICS_ADDR.
+    /// METRICS_ADDR. All addresses of both families, unless set: nodes of an IPv6 cluster have no other.
     pub metrics: SocketAddr,
     /// READY_ADDR.
     pub ready: SocketAddr,
@@ -50,8 +53,9 @@ impl Config {
             event_socket,
             source: source(&mut vars),
             netns_folder: vars.string_or("AQUIFER_NETNS_DIR", "/var/run/netns").into(),
-            metrics: vars.parsed("METRICS_ADDR", SocketAddr::from(([0, 0, 0, 0], 15014))),
-            ready: vars.parsed("READY_ADDR", SocketAddr::from(([0, 0, 0, 0], 8000))),
+            proc_folder: vars.string("AQUIFER_PROC_DIR").map(PathBuf::from),
+            metrics: vars.parsed("METRICS_ADDR", (Ipv6Addr::UNSPECIFIED, 15014).into()),
+            ready: vars.parsed("READY_ADDR", (Ipv6Addr::UNSPECIFIED, 8000).into()),
             patience: vars.duration("CMDADD_TIMEOUT", Duration::from_secs(10)),
             defaults: Defaults {
                 excluded_namespaces: list(&vars.string_or("EXCLUDE_NAMESPACES", "istio-system,kube-system")),
@@ -101,7 +105,7 @@ mod tests {
         assert_eq!(config.defaults.probe_addresses.v6, ProbeAddresses::default().v6);
         assert!(config.defaults.capture_dns);
         assert_eq!(config.defaults.excluded_namespaces, ["istio-system", "kube-system"]);
-        assert_eq!(config.metrics.port(), 15014);
+        assert_eq!([config.metrics, config.ready].map(|at| at.to_string()), ["[::]:15014", "[::]:8000"]);
     }
 
     #[test]

@@ -1,11 +1,50 @@
 //! Where the network namespaces of pods that already run are.
+//!
+//! A pod that starts is announced by the CNI plugin with its namespace. One that was there before the agent is found
+//! by its uid: in a folder, where a runtime or a person has bound namespaces by that name, else by its processes.
 
-use std::path::PathBuf;
+mod processes;
+
+pub use processes::Processes;
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
 
 /// Finds a pod's network namespace.
 pub trait Finder: Send + Sync + 'static {
     /// A path that names the namespace, if the pod has one by now.
     fn find(&self, uid: &str) -> Option<PathBuf>;
+}
+
+/// Every way there is on a node.
+#[derive(Debug)]
+pub struct OnNode {
+    directory: Directory,
+    processes: Processes,
+}
+
+impl OnNode {
+    /// As the settings say.
+    pub fn new(config: &Config) -> Self {
+        // An agent in a pod mounts the node's.
+        let mounted = Path::new("/host/proc");
+        let own = || if mounted.is_dir() { mounted } else { Path::new("/proc") };
+        let processes = Processes::new(config.proc_folder.as_deref().unwrap_or_else(own));
+        Self { directory: Directory::new(&config.netns_folder), processes }
+    }
+
+    /// Paths of all namespaces that may be a pod's; some may be named twice.
+    pub fn all(&self) -> Vec<PathBuf> {
+        let bound = std::fs::read_dir(&self.directory.folder).into_iter().flatten().flatten();
+        bound.map(|entry| entry.path()).chain(self.processes.all()).collect()
+    }
+}
+
+impl Finder for OnNode {
+    fn find(&self, uid: &str) -> Option<PathBuf> {
+        self.directory.find(uid).or_else(|| self.processes.find(uid))
+    }
 }
 
 /// A folder that holds `<pod uid>` for each pod of the node, bound to its network namespace.

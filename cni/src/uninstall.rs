@@ -4,7 +4,7 @@
 //!   annotations ──peers hear──► rules, routes, sysctl of each pod ──► the node's table ──► memory, sockets
 //! ```
 //!
-//! What pods there are is known twice: from the agent's memory, and from the folder of network namespaces, in case
+//! What pods there are is known twice: from the agent's memory, and from what the node shows of them, in case
 //! the memory was lost. What cannot be cleaned does not keep the rest from it, and is told at the end; all of it may
 //! be repeated.
 
@@ -12,7 +12,7 @@ use crate::agent::decision::{NOT_ENROLLED_REASON, REDIRECTION, annotation};
 use crate::agent::worker::PEERS_HEAR;
 use crate::app::{MANAGER, check_privileges, watched};
 use crate::config::Config;
-use crate::finder::{Directory, Finder};
+use crate::finder::{Finder, OnNode};
 use crate::netns::{NetNs, NetNsId};
 use crate::state::{Record, StateDir};
 use crate::{migrate_req, probes, redirection};
@@ -81,7 +81,7 @@ async fn unmark(config: &Config, left: &mut Vec<String>) -> bool {
 }
 
 fn clean_pods(config: &Config, host: NetNsId, left: &mut Vec<String>) -> anyhow::Result<()> {
-    let finder = Directory::new(&config.netns_folder);
+    let finder = OnNode::new(config);
     let mut cleaned = HashSet::from([host]);
     // A folder that is not there has nothing in it; opening would create it.
     let state = match config.state_folder.is_dir() {
@@ -94,6 +94,7 @@ fn clean_pods(config: &Config, host: NetNsId, left: &mut Vec<String>) -> anyhow:
         let path = finder.find(&record.uid).unwrap_or_else(|| record.netns_path.clone());
         // A namespace that cannot be opened is gone, and its rules with it.
         if let Ok(netns) = NetNs::open(&path)
+            && netns.id() == record.netns
             && cleaned.insert(netns.id())
             && let Err(error) = clean(&netns, Some(&record))
         {
@@ -105,12 +106,12 @@ fn clean_pods(config: &Config, host: NetNsId, left: &mut Vec<String>) -> anyhow:
             left.push(format!("record of {name}: {error}"));
         }
     }
-    for entry in std::fs::read_dir(&config.netns_folder).into_iter().flatten().flatten() {
-        if let Ok(netns) = NetNs::open(&entry.path())
+    for path in finder.all() {
+        if let Ok(netns) = NetNs::open(&path)
             && cleaned.insert(netns.id())
             && let Err(error) = clean(&netns, None)
         {
-            left.push(format!("{}: {error}", entry.path().display()));
+            left.push(format!("{}: {error}", path.display()));
         }
     }
     Ok(())

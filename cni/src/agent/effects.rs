@@ -207,7 +207,8 @@ impl Effects for Node {
             // Laid by an earlier agent.
             None => record.as_ref().and_then(|record| {
                 let path = self.finder.find(&pod.uid).unwrap_or_else(|| record.netns_path.clone());
-                NetNs::open(&path).ok()
+                // A path by a process may lead elsewhere by now.
+                NetNs::open(&path).ok().filter(|netns| netns.id() == record.netns)
             }),
         };
         let Some(netns) = netns else { return Ok(()) };
