@@ -31,6 +31,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// How long a lab that ends may keep its lock after it hung up on us: the kernel ends its processes meanwhile.
 const LAST_MOMENTS: Duration = Duration::from_secs(5);
 
+/// How long the end of a lab may take: the kernel takes its time with hundreds of processes on a busy machine.
+const LEAVING: Duration = Duration::from_secs(30);
+
 /// A running lab. Dropping the one that started it ends the lab, unless it was started with `keep`.
 #[derive(Debug)]
 pub struct Lab {
@@ -118,7 +121,7 @@ impl Lab {
             // Asking first covers a kept lab; the closed pipe covers one that doesn't answer.
             let _ = request(&paths, &Request::Down);
             drop(life);
-            leaving.wait(Duration::from_secs(10))
+            leaving.wait(LEAVING)
         })
         .await
     }
@@ -336,7 +339,7 @@ impl Drop for Lab {
             let leaving = Leaving::of(&self.paths);
             drop(life);
             // So that a test that ends leaves nothing; on error the next start cleans up.
-            let _ = leaving.wait(Duration::from_secs(5));
+            let _ = leaving.wait(LEAVING);
         }
     }
 }
