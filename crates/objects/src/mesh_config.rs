@@ -2,6 +2,7 @@
 //! plane's namespace). [`parse`] reads the fields that mean something here and names all others.
 
 mod fields;
+mod not_yet;
 mod providers;
 #[cfg(test)]
 mod tests;
@@ -180,16 +181,27 @@ pub enum Visibility {
 pub struct NoEffect {
     /// Its path, as in `extensionProviders[2].datadog`.
     pub field: String,
-    /// Whether Istio knows it: otherwise it may be misspelt.
-    pub known: bool,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a field changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// Istio knows it, and this mesh has no use for it.
+    NotHere,
+    /// It is read, and nobody acts upon it so far: what that means, as the rest of a sentence.
+    NotSoFar(&'static str),
+    /// Istio doesn't know it either.
+    Unknown,
 }
 
 impl fmt::Display for NoEffect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.known {
-            write!(f, "{} has no effect in this mesh", self.field)
-        } else {
-            write!(f, "{} is not a field of MeshConfig: is it misspelt?", self.field)
+        match self.why {
+            Why::NotHere => write!(f, "{} has no effect in this mesh", self.field),
+            Why::NotSoFar(words) => write!(f, "{} {words}", self.field),
+            Why::Unknown => write!(f, "{} is not a field of MeshConfig: is it misspelt?", self.field),
         }
     }
 }
@@ -238,5 +250,8 @@ pub fn parse(yaml: &str) -> Result<(MeshConfig, Vec<NoEffect>), MeshConfigError>
     })?;
     trust_domain::check(&config)?;
     let read = serde_json::to_value(&config).map_err(|error| whole(error.to_string()))?;
-    Ok((config, fields::unread(&value, &read)))
+    let mut without_effect = fields::unread(&value, &read);
+    without_effect.extend(not_yet::not_yet(&config));
+    without_effect.sort();
+    Ok((config, without_effect))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::NoEffect;
+use super::{NoEffect, Why};
 use crate::parse::remove_nulls;
 
 /// The fields of Istio's MeshConfig that are not read here.
@@ -61,7 +61,6 @@ pub(super) fn prune(value: &mut Value) {
 pub(super) fn unread(given: &Value, read: &Value) -> Vec<NoEffect> {
     let mut found = Vec::new();
     compare("", given, read, &mut found);
-    found.sort();
     found
 }
 
@@ -77,7 +76,7 @@ fn compare(path: &str, given: &Value, read: &Value, found: &mut Vec<NoEffect>) {
                     None if empty(value) && !(path.is_empty() && WITHOUT_EFFECT.contains(&camel.as_str())) => {}
                     None => {
                         let known = !path.is_empty() || WITHOUT_EFFECT.contains(&camel.as_str());
-                        found.push(NoEffect { field, known });
+                        found.push(NoEffect { field, why: if known { Why::NotHere } else { Why::Unknown } });
                     }
                 }
             }

@@ -28,6 +28,18 @@ pub struct ExtensionProvider {
     pub prometheus: Option<Map<String, Value>>,
 }
 
+impl ExtensionProvider {
+    /// Whether it is of a kind that is read here.
+    pub fn is_known(&self) -> bool {
+        let Self { name: _, opentelemetry, zipkin, envoy_otel_als, envoy_file_access_log, prometheus } = self;
+        opentelemetry.is_some()
+            || zipkin.is_some()
+            || envoy_otel_als.is_some()
+            || envoy_file_access_log.is_some()
+            || prometheus.is_some()
+    }
+}
+
 /// Traces by OTLP, by gRPC unless `http` is set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
