@@ -107,7 +107,19 @@ impl Running {
         tls: Option<ServerTlsConfig>,
         limits: Limits,
     ) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        // One that comes back to its port may find there what will be gone in a moment: a client that has met itself, or
+        // a child between fork and exec.
+        let free = async {
+            loop {
+                match TcpListener::bind(("127.0.0.1", port)).await {
+                    Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    bound => return bound.unwrap(),
+                }
+            }
+        };
+        let listener = tokio::time::timeout(DEADLINE, free).await.expect("its port");
         let address = listener.local_addr().unwrap();
         let (cancel, tracker, mut registry) = (Cancel::new(), Tracker::new(), Registry::default());
         let metrics = ServerMetrics::register(&mut registry);

@@ -38,7 +38,7 @@ fn large(step: u32) -> aquifer_xds::resource::ResourceSet {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_reads_nothing_is_disconnected_and_the_others_go_on() {
-    let limits = Limits { write_timeout: Duration::from_millis(500), ..Limits::default() };
+    let limits = Limits { write_timeout: Duration::from_secs(2), ..Limits::default() };
     let publisher = Publisher::new(set(&[]));
     let server = Running::start_with(0, &publisher, Arc::new(AllowAnonymous), None, limits).await;
     let (_silent, mut stuck) = stream(server.address, node()).await;
@@ -121,7 +121,7 @@ async fn a_client_that_asks_without_end_is_answered_at_its_rate() {
 
 #[tokio::test]
 async fn a_client_that_refuses_everything_is_pushed_to_less_often() {
-    let pause = Duration::from_millis(300);
+    let pause = Duration::from_secs(1);
     let limits = Limits { nack_backoff: pause, nack_backoff_max: pause, ..Limits::default() };
     let publisher = Publisher::new(set(&[("a", 0)]));
     let server = Running::start_with(0, &publisher, Arc::new(AllowAnonymous), None, limits).await;
@@ -173,7 +173,7 @@ async fn a_client_that_refuses_everything_is_pushed_to_less_often() {
 #[tokio::test]
 async fn requests_have_a_largest_size_and_streams_a_first_request() {
     let limits =
-        Limits { first_request_bytes: 1000, first_request_timeout: Duration::from_millis(200), ..Limits::default() };
+        Limits { first_request_bytes: 1000, first_request_timeout: Duration::from_secs(1), ..Limits::default() };
     let publisher = Publisher::new(set(&[]));
     let server = Running::start_with(0, &publisher, Arc::new(AllowAnonymous), None, limits).await;
     let (requests, mut responses) = stream(server.address, node()).await;
