@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_target_that_is_not_there_is_told() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_held, closed) = crate::serve::tests::closed();
         let error = format!("{:#}", run(&options(closed)).unwrap_err());
         assert!(error.starts_with(&format!("speaking HTTP/2 with {closed}: ")), "{error}");
     }

@@ -120,7 +120,10 @@ mod tests {
     #[test]
     fn connections_that_are_closed_or_not_accepted_are_refused() {
         assert!(try_open(server(drop), LIMIT).unwrap().is_none());
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // Held, so that nobody else gets its port, and not listening.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let closed = held.local_addr().unwrap();
         assert!(try_open(closed, LIMIT).unwrap().is_none());
         assert!(open(closed).unwrap_err().to_string().contains("refused"));
     }

@@ -71,7 +71,18 @@ impl Istiod {
         let tls = ServerTlsConfig::new().identity(ServerIdentity::from_pem(cert, key.serialize_pem()));
         let asked = Asked::default();
         let service = FakeCa { ca: Arc::new(TestCa::new()), asked: asked.clone(), answer };
-        let listener = TcpListener::bind(at).await.unwrap();
+        // One that comes back to its port may find there, for a moment, a child of another test between fork and exec.
+        let free = async {
+            loop {
+                match TcpListener::bind(at).await {
+                    Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    bound => return bound.unwrap(),
+                }
+            }
+        };
+        let listener = tokio::time::timeout(Duration::from_secs(20), free).await.expect("its port");
         let address = listener.local_addr().unwrap();
         let server = Server::builder().tls_config(tls).unwrap();
         let tracker = Tracker::new();

@@ -62,7 +62,7 @@ fn connections_come_from_the_sources_by_turns() {
 
 #[test]
 fn failures_are_counted_by_kind() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_held, closed) = crate::serve::tests::closed();
     let report = run(&Options { seconds: 0.2, ..options(closed) }).unwrap();
     assert_eq!(report.requests, 0);
     assert!(report.errors > 0 && report.errors_by_kind[&Failure::Refused] == report.errors, "{report:?}");

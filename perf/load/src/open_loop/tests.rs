@@ -78,7 +78,7 @@ fn a_connection_that_ends_is_opened_anew() {
 
 #[test]
 fn a_target_that_is_not_there_is_told() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_held, closed) = crate::serve::tests::closed();
     let error = run(&options(closed)).unwrap_err().to_string();
     assert!(error.contains("were not opened") && error.contains("\"refused\":"), "{error}");
     let error = run(&Options { rate: 0.0, ..options(closed) }).unwrap_err().to_string();

@@ -13,6 +13,14 @@ pub(crate) fn start(kinds: &[Kind]) -> Vec<SocketAddr> {
     addresses
 }
 
+/// An address where nobody listens, nor anybody else can as long as the socket is held.
+pub(crate) fn closed() -> (socket2::Socket, SocketAddr) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
 fn until_end(address: SocketAddr, send: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(send).unwrap();
