@@ -558,18 +558,17 @@ async fn a_tunnel_without_headers_and_a_destination_known_by_name() {
     assert_eq!(refused(&c.client, vip).await, ErrorKind::ConnectionReset);
     shows(&c.node1, "reason=\"dns_failed\"").await;
     writeln!(c.node1.hosts.as_file(), "{} db.example", c.plain.v4).unwrap();
-    let mut stream = within("the name is asked for again", async {
-        loop {
-            if let Ok(stream) = c.client.connect(vip).await
-                && let Ok(Ok((accepted, _))) = tokio::time::timeout(Duration::from_millis(500), listener.accept()).await
-            {
-                return (stream, accepted);
-            }
+    let greeting = spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"hi\n").await;
         }
+    });
+    eventually("the name is asked for again", || async {
+        let Ok(mut stream) = c.client.connect(vip).await else { return false };
+        line(&mut stream).await.is_ok_and(|line| line == "hi")
     })
     .await;
-    stream.1.write_all(b"hi\n").await.unwrap();
-    assert_eq!(within("hi", line(&mut stream.0)).await.unwrap(), "hi");
+    greeting.abort();
     shows(&c.node1, "istio_on_demand_dns_total{source_workload=\"client\"").await;
     shows(&c.node1, "hostname=\"db.example\"").await;
 }

@@ -180,10 +180,12 @@ async fn who_leaves_while_we_dial_is_not_dialled_for_any_longer() {
         drop(stream);
         until(what, async || !dialling().await).await;
         let refused = |line: &&str| line.contains("refused_total{") && line.contains(r#"reason="client_gone""#);
-        let page = node.page();
-        let counted: u64 =
-            page.lines().filter(refused).map(|l| l.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
-        assert_eq!(counted, count, "{what}: {page}");
+        let counted = || -> u64 {
+            let page = node.page();
+            page.lines().filter(refused).map(|l| l.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+        };
+        until(what, async || counted() >= count).await;
+        assert_eq!(counted(), count, "{what}: {}", node.page());
     }
     assert_eq!(node.tracker.panics(), 0);
 }

@@ -503,7 +503,7 @@ async fn cmdadd_says_why_a_pod_did_not_get_in() {
     bench.fake.rules.lock().extend(vec!["add rule \"x\": no".to_owned(); 1000]);
     bench.applied(namespace(Some("ambient")));
     bench.applied(pod(json!({})));
-    let answered = bench.cmdadd(Duration::from_millis(20));
+    let answered = bench.cmdadd(Duration::from_millis(500));
     let answer = timeout(PATIENCE, answered).await.unwrap().unwrap();
     assert_eq!(answer, Err("add rule \"x\": no".into()));
 }

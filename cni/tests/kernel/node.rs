@@ -276,7 +276,7 @@ fn the_plugin_holds_a_pod_until_it_is_in() {
     let answer = node.cmdadd(&body);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(redirected(&pod));
-    assert_eq!(node.annotation("web", REDIRECTION).as_deref(), Some("enabled"));
+    node.until_marked("web", Some("enabled"));
 
     // Gone: its address is no longer a probed pod's.
     Writer::new(node.path("manifests"), "user")

@@ -192,6 +192,7 @@ async fn a_pod_that_fits_no_packet_is_refused_alone() {
 
 #[tokio::test]
 async fn connections_are_taken_so_many_a_second() {
+    let start = Instant::now();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ztunnel.sock");
     let listener = Listener::bind(&path).unwrap();
@@ -200,7 +201,6 @@ async fn connections_are_taken_so_many_a_second() {
     let (server, connections, end) = (zds.clone(), tracker.clone(), cancel.clone());
     tracker.spawn("server", async move { server.serve(listener, connections, end).await });
     let bench = Bench { zds, metrics, path, cancel, _folder: folder };
-    let start = Instant::now();
     let mut proxies = Vec::new();
     for _ in 0..3 {
         proxies.push(Proxy::connected(&bench).await.0);

@@ -120,6 +120,8 @@ async fn the_node_proxy_follows_the_mesh_across_a_restart() {
     world.write("payments.yaml", &payments("v2"));
     let mut config = world.config();
     config.listen.secure = address;
+    // A client that tries again and again may meet itself there, for a moment.
+    eventually("its port is free", || std::net::TcpListener::bind(address).is_ok()).await;
     let app = App::start(config).await.unwrap();
     eventually("the change after the restart", || held.lock()[PAYMENTS].contains("v2")).await;
 
