@@ -20,6 +20,7 @@ pub mod findings;
 mod found;
 mod make;
 mod objects;
+mod restricted;
 mod selectors;
 mod table;
 mod take;
@@ -110,6 +111,8 @@ pub struct Index {
     /// What each item has published.
     made: HashMap<Item, Made>,
     statuses: BTreeMap<ObjectKey, Vec<PolicyCondition>>,
+    /// What was told of each NetworkPolicy.
+    told: BTreeMap<Key, BTreeSet<restricted::Matter>>,
 }
 
 /// The published resources of a type: name → encoded message.
@@ -163,6 +166,8 @@ pub struct Changes {
     pub statuses: Vec<(ObjectKey, Vec<PolicyCondition>)>,
     /// Automatic addresses to be written into the status of ServiceEntries. They count once they stand there.
     pub allocations: Vec<Allocation>,
+    /// What users should know of NetworkPolicies, and was not told before.
+    pub restrictions: Vec<Finding>,
     /// What holds for the whole mesh and what came of the MeshConfig, if that changed.
     pub mesh: Option<MeshChange>,
 }
@@ -244,6 +249,7 @@ impl Index {
             authorizations: Table::new(),
             made: HashMap::new(),
             statuses: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
     }
 

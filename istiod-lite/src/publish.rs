@@ -259,6 +259,9 @@ impl Publish {
         for field in changes.mesh.iter().flat_map(|mesh| &mesh.without_effect) {
             tracing::warn!("MeshConfig: {field}");
         }
+        for found in &changes.restrictions {
+            tracing::warn!(object = %found.object, "{}: {}", found.code, found.message);
+        }
         // Before anybody hears of it: who asks for an identity of the new domain is given it.
         if let Some(change) = &changes.mesh {
             self.follow.mesh(&change.mesh);

@@ -5,7 +5,9 @@ use aquifer_objects::{Object, ObjectKey};
 
 use super::codes::{self, Code};
 use super::{Finding, codes::OTHER};
-use crate::translate::status::{ACCEPTED, DEPRECATED, INVALID_VALUE, NO_EFFECT, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
+use crate::translate::status::{
+    ACCEPTED, DEPRECATED, INVALID_VALUE, NO_EFFECT, RESTRICTED, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED,
+};
 
 /// What is to be said of a condition; nothing of one that says that all is well.
 pub(super) fn finding(key: &ObjectKey, object: Option<&Object>, condition: &PolicyCondition) -> Option<Finding> {
@@ -23,6 +25,8 @@ fn code(object: Option<&Object>, condition: &PolicyCondition) -> Option<&'static
             condition.message.contains("Canary waypoint not attached").then_some(codes::CANARY_NOT_BOUND)
         }
         ("istio.io/WaypointBound", false, _) => Some(codes::WAYPOINT_NOT_BOUND),
+        // The NetworkPolicy itself is spoken of.
+        (RESTRICTED, ..) => None,
         // Who sees a ServiceEntry is an administrator's decision, not a mistake.
         ("istio.io/VisibilityApplied", ..) => None,
         (ZTUNNEL_ACCEPTED, _, INVALID_VALUE) => Some(codes::INVALID_VALUE),

@@ -1,4 +1,4 @@
-//! What users should know and no status can say: NetworkPolicies have none that is ours.
+//! What users should know and no status of the object itself can say: NetworkPolicies have none that is ours.
 
 use std::sync::Arc;
 
@@ -6,7 +6,8 @@ use aquifer_objects::{Kind, ObjectKey};
 
 use super::Index;
 use super::objects::Space;
-use crate::translate::network_policy::{Direction, NetworkPolicyFacts};
+use super::restricted::{Matter, restrictions};
+use crate::translate::waypoint::Key;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,32 +75,26 @@ fn in_space(namespace: &Arc<str>, space: &Space) -> Vec<Finding> {
     for (labels, pods) in sets {
         let mut enrolled = pods.iter().filter(|pod| space.pods().get(*pod).is_some_and(|pod| pod.is_redirected()));
         let Some(pod) = enrolled.next() else { continue };
-        let selecting: Vec<(&Arc<str>, &Arc<NetworkPolicyFacts>)> =
-            space.network_policies.iter().filter(|(_, policy)| policy.selects(labels)).collect();
-        for inbound in [true, false] {
-            let direction = |policy: &NetworkPolicyFacts| if inbound { policy.ingress } else { policy.egress };
-            let concerned: Vec<(&Arc<str>, Direction)> =
-                selecting.iter().filter_map(|(name, policy)| Some((*name, direction(policy)?))).collect();
-            // What any of them lets through passes.
-            let tunnels = concerned.iter().any(|(_, direction)| direction.tunnels);
-            for (name, direction) in concerned {
-                let made = if !tunnels {
-                    Some(blocked(namespace, pod, inbound))
-                } else if direction.by_port {
-                    Some(unseen(namespace, pod, inbound))
-                } else {
-                    None
-                };
-                let Some((code, level, message)) = made else { continue };
-                let object = ObjectKey::new(Kind::NetworkPolicy, namespace, name);
-                // One word on each matter is enough, however many pods there are.
-                if !found.iter().any(|known| known.object == object && known.code == code) {
-                    found.push(Finding { code, level, object, message });
-                }
+        for (matter, policy) in restrictions(space, labels) {
+            let finding = of_pod(matter, &(namespace.clone(), policy), pod);
+            // One word on each matter is enough, however many pods there are.
+            if !found.iter().any(|known| known.object == finding.object && known.code == finding.code) {
+                found.push(finding);
             }
         }
     }
     found
+}
+
+/// What a policy does to a pod, by way of example.
+pub(super) fn of_pod(matter: Matter, (namespace, policy): &Key, pod: &str) -> Finding {
+    let (code, level, message) = match matter {
+        Matter::InboundBlocked => blocked(namespace, pod, true),
+        Matter::OutboundBlocked => blocked(namespace, pod, false),
+        Matter::InboundUnseen => unseen(namespace, pod, true),
+        Matter::OutboundUnseen => unseen(namespace, pod, false),
+    };
+    Finding { code, level, object: ObjectKey::new(Kind::NetworkPolicy, namespace, policy), message }
 }
 
 fn blocked(namespace: &str, pod: &str, inbound: bool) -> (&'static str, Level, String) {

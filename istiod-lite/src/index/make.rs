@@ -57,6 +57,9 @@ impl Index {
             Item::WorkloadEntry(key) => self.translate_workload_entry(key.clone(), item, batch),
             Item::Pod(key) => {
                 let pod = self.space(key).and_then(|space| space.pods().get(&key.1)).cloned();
+                if let Some(pod) = &pod {
+                    batch.changes.restrictions.extend(self.news_of_restrictions(pod));
+                }
                 let made = pod.and_then(|pod| self.pod_workload(&pod));
                 self.publish_workloads(item, made, batch);
             }
@@ -87,9 +90,11 @@ impl Index {
     fn translate_service(&mut self, key: Key, item: Item, batch: &mut Batch) {
         let facts = self.space(&key).and_then(|space| space.services.get(&key.1)).cloned();
         let binding = facts.as_ref().map(|facts| self.bound_service(facts)).unwrap_or_default();
-        let conditions = binding.condition().filter(|_| facts.as_ref().is_some_and(|facts| facts.published));
+        let bound = binding.condition().filter(|_| facts.as_ref().is_some_and(|facts| facts.published));
+        let restricted = facts.as_ref().and_then(|facts| self.restriction_of(facts));
+        let conditions = bound.into_iter().chain(restricted).collect();
         let stale = facts.as_ref().is_some_and(|facts| facts.has_conditions);
-        self.report(object_key(Kind::Service, &key), conditions.into_iter().collect(), stale, batch);
+        self.report(object_key(Kind::Service, &key), conditions, stale, batch);
         let made = facts.and_then(|facts| facts.message(self.objects.space(&key.0).facts(), &binding, &self.mesh));
         let sent = made.map(|service| self.service_resource(service, batch)).into_iter().collect();
         self.publish(item, sent, false, batch);

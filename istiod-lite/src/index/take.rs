@@ -153,6 +153,7 @@ impl Index {
                 self.gateway_changed(&(key.0.clone(), gateway.clone()));
             }
         }
+        self.restricted_pod_changed(old.as_deref(), pod.as_deref());
         self.dirty.insert(item);
     }
 
@@ -201,6 +202,9 @@ impl Index {
         for slice in [&old, &new].into_iter().flatten() {
             // Who is behind a Service with a selector is known from the pods themselves.
             if self.objects.slices_decide(&(namespace.clone(), slice.service.clone())) {
+                if !self.objects.space(namespace).network_policies.is_empty() {
+                    self.dirty.insert(Item::Service((namespace.clone(), slice.service.clone())));
+                }
                 let pods = slice.pods.iter().map(|pod| Item::Pod((namespace.clone(), pod.clone())));
                 self.dirty.extend(pods);
             }
@@ -365,7 +369,14 @@ impl Index {
         let space = self.objects.space(namespace);
         let versions = [old, new];
         let selected = space.pods_with(|set| versions.iter().flatten().any(|policy| policy.selects(set)));
-        self.dirty.extend(selected.map(|pod| Item::Pod((namespace.clone(), pod.clone()))));
+        let selected: Vec<Arc<PodFacts>> = selected.filter_map(|pod| space.pods().get(pod).cloned()).collect();
+        self.forget_restrictions(namespace);
+        for pod in selected {
+            if pod.is_redirected() {
+                self.services_of_pod_changed(namespace, &pod.labels, &pod.name);
+            }
+            self.dirty.insert(Item::Pod((namespace.clone(), pod.name.clone())));
+        }
     }
 
     fn set_gateway(&mut self, key: &Key, gateway: Option<Arc<Gateway>>) {

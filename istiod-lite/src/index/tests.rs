@@ -336,3 +336,68 @@ fn conditions_that_nobody_says_any_more_are_to_go() {
     let _ = index.apply(applied(service("web", &json!({}))));
     assert_eq!(index.flush().statuses, [(ObjectKey::new(Kind::Service, "shop", "web"), vec![])]);
 }
+
+fn network_policy(name: &str, spec: &Value) -> Value {
+    let mut policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+    merge(&mut policy["spec"], spec);
+    policy
+}
+
+fn redirected(name: &str, rest: &Value) -> Value {
+    let mut made = pod(name, &json!({"metadata": {"annotations": {"ambient.istio.io/redirection": "enabled"}}}));
+    merge(&mut made, rest);
+    made
+}
+
+/// A NetworkPolicy has no status: the Services of the pods that it selects say what it does to tunnels.
+#[test]
+fn a_network_policy_that_stops_tunnels_is_named_in_the_status_of_services_and_in_the_log() {
+    let mut index = Index::new(Mesh::default());
+    let web = ObjectKey::new(Kind::Service, "shop", "web");
+    let step = |index: &mut Index, event: Event| {
+        let _ = index.apply(event);
+        let changes = index.flush();
+        let said: Vec<_> = changes
+            .statuses
+            .iter()
+            .map(|(key, conditions)| {
+                assert_eq!(*key, web);
+                let shown = |one: &aquifer_objects::crds::PolicyCondition| {
+                    format!("{}={} {}", one.type_, one.status, one.reason)
+                };
+                conditions.iter().map(shown).collect::<Vec<_>>().join(",")
+            })
+            .collect();
+        (said, changes.restrictions.len())
+    };
+    let inbound = "aquifer.dev/NetworkPolicyConflict=True NetworkPolicyBlocksInboundTunnels".to_owned();
+    let unseen = "aquifer.dev/NetworkPolicyConflict=True NetworkPolicyPortsUnseen".to_owned();
+    let other = json!({"metadata": {"labels": {"app": "other"}}});
+    step(&mut index, applied(service("web", &json!({}))));
+    step(&mut index, applied(service("lonely", &json!({"selector": {"app": "lonely"}}))));
+    step(&mut index, applied(pod("web-1", &json!({}))));
+    assert_eq!(step(&mut index, applied(network_policy("closed", &json!({})))), (vec![], 0), "not of the mesh");
+    assert_eq!(step(&mut index, applied(redirected("web-1", &json!({})))), (vec![inbound.clone()], 1));
+    let message = &index.statuses()[&web][0].message;
+    assert!(message.contains("NetworkPolicy closed of shop") && message.contains("15008"), "{message}");
+    assert_eq!(step(&mut index, applied(redirected("web-2", &json!({})))), (vec![], 0), "the same again");
+    assert_eq!(
+        step(&mut index, applied(redirected("other", &other))),
+        (vec![], 0),
+        "behind no Service, of a policy that is told"
+    );
+
+    // Another policy lets tunnels through, and its ports are seen by nobody.
+    let open = network_policy("open", &json!({"ingress": [{"ports": [{"port": 15008}, {"port": 80}]}]}));
+    assert_eq!(step(&mut index, applied(open)), (vec![unseen], 1));
+    let gone = Event::Deleted(ObjectKey::new(Kind::NetworkPolicy, "shop", "open"));
+    assert_eq!(step(&mut index, gone), (vec![inbound.clone()], 1), "told again, since it came again");
+
+    // Its pods leave the mesh, or are not behind it any more.
+    step(&mut index, applied(pod("web-1", &json!({}))));
+    assert_eq!(step(&mut index, applied(redirected("web-2", &other))), (vec![String::new()], 0));
+    assert_eq!(step(&mut index, applied(redirected("web-2", &json!({})))), (vec![inbound], 0));
+    let gone = Event::Deleted(ObjectKey::new(Kind::NetworkPolicy, "shop", "closed"));
+    assert_eq!(step(&mut index, gone), (vec![String::new()], 0));
+}

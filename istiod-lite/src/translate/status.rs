@@ -21,14 +21,16 @@ pub const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
 pub const NO_EFFECT: &str = "aquifer.dev/NoEffect";
 /// Fields that still act, and have a better name.
 pub const DEPRECATED: &str = "aquifer.dev/Deprecated";
+/// Whether a NetworkPolicy keeps tunnels from pods of a Service, or does nothing that it seems to.
+pub const RESTRICTED: &str = "aquifer.dev/NetworkPolicyConflict";
 /// The reason of fields that an API server took and nobody can use.
 pub const INVALID_VALUE: &str = "InvalidValue";
 const MISSING: &str = "istio.io/WaypointMissing";
 const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
 /// The types of conditions that we write, and take away.
-pub const OURS: [&str; 8] =
-    [ACCEPTED, NO_EFFECT, DEPRECATED, BOUND, MISSING, VISIBILITY, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED];
+pub const OURS: [&str; 9] =
+    [ACCEPTED, NO_EFFECT, DEPRECATED, RESTRICTED, BOUND, MISSING, VISIBILITY, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED];
 
 /// Whether conditions of a type are ours.
 pub fn is_ours(type_: &str) -> bool {
