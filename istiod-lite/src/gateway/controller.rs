@@ -24,6 +24,7 @@ use super::render::{GATEWAY_NAME, Names};
 use super::{CLASS_DEFAULTS, MANAGED, Settings, Told, class};
 use crate::revision::Revision;
 use crate::status::Condition;
+use crate::translate::Labels;
 
 /// The kinds that a Gateway becomes.
 const CHILDREN: [Kind; 5] =
@@ -49,6 +50,7 @@ pub(super) struct Controller {
     /// Ready endpoints by Service: the slices that have some.
     ready: BTreeMap<(Arc<str>, String), BTreeSet<Arc<str>>>,
     namespace_revisions: BTreeMap<Arc<str>, String>,
+    namespace_labels: BTreeMap<Arc<str>, Labels>,
     applied: HashMap<ObjectKey, Applied>,
     rounds: HashMap<ObjectKey, (Instant, u32)>,
     due: BTreeSet<(Instant, ObjectKey)>,
@@ -72,6 +74,7 @@ impl Controller {
             read: HashMap::new(),
             ready: BTreeMap::new(),
             namespace_revisions: BTreeMap::new(),
+            namespace_labels: BTreeMap::new(),
             applied: HashMap::new(),
             rounds: HashMap::new(),
             due: BTreeSet::new(),
@@ -110,7 +113,7 @@ impl Controller {
     pub(super) fn unread(&self, key: &ObjectKey, now: Instant) -> Vec<ObjectKey> {
         let mut names = Vec::new();
         if let Some(gateway) = self.gateways.get(key)
-            && self.revision.owns(gateway.metadata.labels.as_ref(), self.namespace_revision(key))
+            && self.is_ours(key, gateway)
             && class::role(&gateway.spec.gateway_class_name, self.class_of(gateway).map(|class| &**class))
                 == class::Role::Waypoint
         {
@@ -155,7 +158,7 @@ impl Controller {
         let Some(gateway) = self.gateways.get(key).cloned() else {
             return self.orphans(key);
         };
-        if !self.revision.owns(gateway.metadata.labels.as_ref(), self.namespace_revision(key)) {
+        if !self.is_ours(key, &gateway) {
             return Vec::new();
         }
         let class = self.class_of(&gateway).cloned();
@@ -207,6 +210,12 @@ impl Controller {
 
     fn class_of(&self, gateway: &Gateway) -> Option<&Arc<GatewayClass>> {
         self.classes.get(gateway.spec.gateway_class_name.as_str())
+    }
+
+    /// Whether the Gateway is this revision's, and its namespace the mesh's.
+    fn is_ours(&self, key: &ObjectKey, gateway: &Gateway) -> bool {
+        self.revision.owns(gateway.metadata.labels.as_ref(), self.namespace_revision(key))
+            && self.told.discovers(&key.namespace, self.namespace_labels.get(&key.namespace))
     }
 
     fn namespace_revision(&self, key: &ObjectKey) -> Option<&str> {

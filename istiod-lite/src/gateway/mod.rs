@@ -9,6 +9,8 @@
 //! Invariants:
 //! * Only the leader of the Gateway's revision watches and writes; a new leader starts from what stands.
 //! * An object that doesn't carry our label is never written to: that would take over somebody's own.
+//! * What lies in a namespace that is not discovered is not ours: nothing is made of it, and nothing said. What stands
+//!   there already is left.
 //! * What isn't running is not reported as programmed, and a Gateway without addresses binds nobody.
 
 mod class;
@@ -21,7 +23,8 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-use crate::translate::Mesh;
+use crate::translate::labels::{LabelSet, Selector};
+use crate::translate::{Labels, Mesh};
 
 pub use conditions::service_address;
 pub use reconcile::{Action, Input, reconcile};
@@ -62,11 +65,30 @@ pub struct Told {
     pub trust_domain: String,
     /// The network of this cluster, or nothing.
     pub network: String,
+    /// The namespaces that belong to the mesh: those that any of these selects, or all if there are none.
+    pub discovery: Vec<Selector>,
+    /// The control plane's namespace and the root namespace, which always do.
+    pub own: [String; 2],
+}
+
+impl Told {
+    /// Whether Gateways of a namespace with such labels are the mesh's.
+    pub fn discovers(&self, namespace: &str, labels: Option<&Labels>) -> bool {
+        let labels = || labels.map(LabelSet::from).unwrap_or_default();
+        self.discovery.is_empty()
+            || self.own.iter().any(|own| own == namespace)
+            || self.discovery.iter().any(|selector| selector.selects(&labels()))
+    }
 }
 
 impl From<&Mesh> for Told {
     fn from(mesh: &Mesh) -> Self {
-        Self { trust_domain: mesh.trust_domain.clone(), network: mesh.network.clone() }
+        Self {
+            trust_domain: mesh.trust_domain.clone(),
+            network: mesh.network.clone(),
+            discovery: mesh.discovery.clone(),
+            own: [mesh.system_namespace.clone(), mesh.root_namespace.clone()],
+        }
     }
 }
 

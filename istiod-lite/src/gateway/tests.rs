@@ -31,7 +31,7 @@ fn settings(image: bool) -> Settings {
 }
 
 fn told(trust_domain: &str, network: &str) -> Told {
-    Told { trust_domain: trust_domain.into(), network: network.into() }
+    Told { trust_domain: trust_domain.into(), network: network.into(), ..Told::default() }
 }
 
 /// As the task would be after its first read; objects without our label are found by asking for them.
@@ -218,6 +218,48 @@ fn deployments_follow_the_mesh() {
     controller.take(&Event::Applied(parse_object(json).unwrap()), start);
     let expect = [pair("TRUST_DOMAIN", "new.test"), pair("NETWORK", "west"), pair("ISTIO_META_NETWORK", "west")];
     assert_eq!(variables(&controller.actions(&key, start)), expect);
+}
+
+/// A waypoint outside of the discovery selectors is nobody's; they act when they change, and when a namespace's labels do.
+#[test]
+fn namespaces_that_are_not_discovered_get_no_waypoint() {
+    let start = Instant::now();
+    let object = gateway(json!({}));
+    let key = object.key();
+    let namespace = |labels: Value| {
+        let json = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop", "labels": labels } });
+        Event::Applied(parse_object(json).unwrap())
+    };
+    let selecting = || {
+        let mesh = aquifer_objects::mesh_config::parse("discoverySelectors: [{matchLabels: {mesh: here}}]").unwrap().0;
+        Told::from(&crate::translate::Mesh::default().overruled(&mesh))
+    };
+    let mut controller = controller(std::slice::from_ref(&object), settings(true), start);
+    let acts = |controller: &mut Controller, woken: bool| {
+        assert_eq!(controller.next(start).is_some(), woken);
+        while controller.next(start).is_some() {}
+        let acts = !controller.actions(&key, start).is_empty();
+        // Who is not discovered is not asked after either.
+        let later = start + Duration::from_secs(60);
+        assert_eq!(!controller.unread(&key, later).is_empty(), acts);
+        acts
+    };
+    assert!(acts(&mut controller, true));
+    controller.tell(selecting(), start);
+    assert!(!acts(&mut controller, true));
+    controller.take(&namespace(json!({ "mesh": "elsewhere" })), start);
+    assert!(!acts(&mut controller, true));
+    controller.take(&namespace(json!({ "mesh": "here" })), start);
+    assert!(acts(&mut controller, true));
+    controller.take(&namespace(json!({ "mesh": "here" })), start);
+    assert!(acts(&mut controller, false), "nothing new");
+    controller.take(&namespace(json!({})), start);
+    assert!(!acts(&mut controller, true));
+    controller.tell(told("cluster.local", ""), start);
+    assert!(acts(&mut controller, true), "no selectors select all");
+    let own = Told { own: ["istio-system".into(), "shop".into()], ..selecting() };
+    controller.tell(own, start);
+    assert!(acts(&mut controller, true), "the control plane's own namespaces always belong to the mesh");
 }
 
 #[test]

@@ -42,7 +42,10 @@ impl Controller {
                     Some(revision) => self.namespace_revisions.insert(object.name().into(), revision),
                     None => self.namespace_revisions.remove(object.name()),
                 };
-                if before != label {
+                let labels = object.meta().labels.clone().unwrap_or_default();
+                let same_labels = self.namespace_labels.get(object.name()) == Some(&labels);
+                self.namespace_labels.insert(object.name().into(), labels);
+                if before != label || !same_labels {
                     self.wake_where(now, |gateway| gateway.metadata.namespace.as_deref() == Some(object.name()));
                 }
             }
@@ -83,6 +86,7 @@ impl Controller {
             Kind::EndpointSlice => self.slice(key.clone(), None, now),
             Kind::Namespace => {
                 self.namespace_revisions.remove(&key.name);
+                self.namespace_labels.remove(&key.name);
             }
             _ => {
                 self.applied.remove(key);
