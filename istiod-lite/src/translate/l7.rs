@@ -121,7 +121,7 @@ impl Facts {
             },
             Concern::IstioGateways(gateways) => {
                 let message = format!(
-                    "only for the Istio Gateways {}, which have no effect on this mesh: use a Gateway of gateway.networking.k8s.io and an HTTPRoute",
+                    "only for the Istio Gateways {}, which have no effect on this mesh: {NO_INGRESS}",
                     gateways.join(", ")
                 );
                 waypoint(("NotSupported", message))
@@ -169,21 +169,21 @@ fn shown(kind: Kind) -> &'static str {
     }
 }
 
+/// What there is in place of gateways at the mesh's edge.
+const NO_INGRESS: &str = "it has waypoints only, and no ingress or egress of its own. Run an ingress controller, such as one of gateway.networking.k8s.io, in a namespace of the mesh; what leaves the mesh passes";
+
 /// What to use instead of kinds that have no effect.
 fn instead(kind: Kind) -> Option<&'static str> {
     Some(match kind {
-        Kind::IstioGateway => "use a Gateway of gateway.networking.k8s.io",
+        Kind::IstioGateway => NO_INGRESS,
         Kind::Sidecar => {
             "there are no sidecars to configure. To restrict who is seen, set serviceEntryVisibility in the MeshConfig; to restrict who is reached, use an AuthorizationPolicy"
         }
         Kind::EnvoyFilter => {
-            "there is no Envoy to patch. Use HTTPRoute, AuthorizationPolicy or Telemetry for what it does"
+            "there is no Envoy to patch. An AuthorizationPolicy restricts callers by identities and ports; what HTTPRoute and Telemetry can say acts once waypoints do"
         }
-        Kind::WasmPlugin => {
-            "proxies run no plugins. Use HTTPRoute, or an external authorizer with AuthorizationPolicy CUSTOM"
-        }
-        Kind::TrafficExtension => {
-            "proxies run no plugins. Use HTTPRoute, or an external authorizer with AuthorizationPolicy CUSTOM"
+        Kind::WasmPlugin | Kind::TrafficExtension => {
+            "proxies run no plugins, and ask nobody else. An AuthorizationPolicy restricts callers by identities and ports; whatever looks at requests is for the application to do"
         }
         Kind::ProxyConfig => {
             "there are no sidecars to configure. Set variables of ztunnel, or parametersRef of a waypoint's Gateway"

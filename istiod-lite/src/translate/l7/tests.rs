@@ -42,10 +42,16 @@ const GATEWAYS: &str = "gateway.networking.k8s.io/v1";
 fn kinds_without_effect_say_what_to_use_instead() {
     let server = json!({"servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]});
     let cases = [
-        (NETWORKING, "Gateway", server, "use a Gateway of gateway.networking.k8s.io"),
+        (NETWORKING, "Gateway", server, "it has waypoints only, and no ingress or egress of its own"),
         (NETWORKING, "Sidecar", json!({}), "serviceEntryVisibility"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", json!({}), "HTTPRoute"),
-        ("extensions.istio.io/v1alpha1", "WasmPlugin", json!({"url": "oci://x"}), "external authorizer"),
+        ("extensions.istio.io/v1alpha1", "WasmPlugin", json!({"url": "oci://x"}), "proxies run no plugins"),
+        (
+            "extensions.istio.io/v1alpha1",
+            "TrafficExtension",
+            json!({"wasm": {"url": "oci://x"}}),
+            "proxies run no plugins",
+        ),
         ("networking.istio.io/v1beta1", "ProxyConfig", json!({}), "parametersRef"),
         (NETWORKING, "WorkloadGroup", json!({"template": {}}), "WorkloadEntry"),
     ];
@@ -53,6 +59,11 @@ fn kinds_without_effect_say_what_to_use_instead() {
         let (conditions, message) = said(api_version, kind, "x", spec);
         assert_eq!(conditions, [("Accepted".to_owned(), "False".to_owned(), "NotSupported".to_owned())], "{kind}");
         assert!(message.contains(instead), "{kind}: {message}");
+        // Nobody is sent to what has no effect itself.
+        assert!(!message.contains("CUSTOM") && !message.contains("external authorizer"), "{kind}: {message}");
+        for waits in ["HTTPRoute", "Telemetry"] {
+            assert!(!message.contains(waits) || message.contains("once waypoints"), "{kind}: {message}");
+        }
     }
 }
 
@@ -111,7 +122,15 @@ fn what_acts_on_requests_says_what_it_lacks() {
             "UnknownHost",
             "nobody.shop.svc.cluster.local",
         ),
-        (NETWORKING, "VirtualService", "x", istio_gateway, "WaypointAccepted", "NotSupported", "HTTPRoute"),
+        (
+            NETWORKING,
+            "VirtualService",
+            "x",
+            istio_gateway,
+            "WaypointAccepted",
+            "NotSupported",
+            "no ingress or egress of its own",
+        ),
         (
             NETWORKING,
             "VirtualService",
