@@ -29,7 +29,8 @@ Settings (environment):
   REVISION                   which control plane this is, where several run side by side (default)
   REVISION_TAGS              other names of it in labels istio.io/rev
   DEFAULT_REVISION           whether objects without the label are its own (if REVISION is default)
-  POD_NAME                   who this is among the replicas (istiod-lite)
+  POD_NAME                   who this is among the replicas; needed with an API server. The downward API
+                             has it (fieldRef metadata.name). With a folder it is istiod-lite
   WAYPOINT_IMAGE             what waypoints run; without it none is deployed
   PILOT_AUTO_ALLOW_WAYPOINT_POLICY
                              workloads behind a waypoint let its pods in without a policy (false)
@@ -152,7 +153,7 @@ impl Config {
                 same_node: vars.bool("SAME_NODE_FAST_PATH", true),
                 allow_waypoints: vars.bool("PILOT_AUTO_ALLOW_WAYPOINT_POLICY", false),
                 revision: revision(vars),
-                pod_name: non_empty(vars, "POD_NAME", "istiod-lite"),
+                pod_name: pod_name(vars, is_folder),
                 waypoint_image: vars.string("WAYPOINT_IMAGE").filter(|image| !image.is_empty()),
             },
             listen: ListenConfig {
@@ -193,6 +194,19 @@ fn source(vars: &mut Vars<'_>) -> source::Settings {
         vars.error("AQUIFER_MANIFESTS", remedy);
         source::Settings::InCluster
     })
+}
+
+/// Replicas report under their names, and the leader is known by it: two of one name would be taken for one.
+fn pod_name(vars: &mut Vars<'_>, is_folder: bool) -> String {
+    let name = non_empty(vars, "POD_NAME", "istiod-lite");
+    if !is_folder && vars.string("POD_NAME").is_none_or(|name| name.is_empty()) {
+        vars.error(
+            "POD_NAME",
+            "must be set, so that replicas are told apart: give the container this variable by the downward API \
+             (valueFrom.fieldRef.fieldPath: metadata.name)",
+        );
+    }
+    name
 }
 
 fn jwt(vars: &mut Vars<'_>, needed: bool) -> Option<(String, PathBuf)> {
@@ -334,6 +348,21 @@ mod tests {
         for (key, _) in REQUIRED {
             assert!(text.contains(&format!("{key}: must be set")), "{text}");
         }
+    }
+
+    /// Two replicas of one name would write over each other's reports.
+    #[test]
+    fn replicas_of_a_cluster_must_have_names() {
+        let of_cluster = |extra: &[(&str, &str)]| {
+            Config::from_env(&extra.iter().chain(&[("KUBECONFIG", "/k")]).copied().collect::<MapEnv>())
+        };
+        for extra in [&[][..], &[("POD_NAME", "")]] {
+            let error = of_cluster(extra).unwrap_err().to_string();
+            assert!(error.contains("POD_NAME: must be set") && error.contains("metadata.name"), "{error}");
+            assert_eq!(error.matches("POD_NAME").count(), 1, "{error}");
+        }
+        assert_eq!(of_cluster(&[("POD_NAME", "istiod-a")]).unwrap().mesh.pod_name, "istiod-a");
+        assert_eq!(Config::from_env(&with(&[])).unwrap().mesh.pod_name, "istiod-lite", "of a folder there is one");
     }
 
     #[test]
