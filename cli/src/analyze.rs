@@ -1,5 +1,6 @@
 //! `aquifer analyze`: what is wrong with manifests, or with what a cluster holds. The page of codes is docs/analyze.md.
 
+mod files;
 mod manifests;
 mod print;
 #[cfg(test)]
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use aquifer_istiod_lite::analyze::{Code, Finding, Level, Origin, analyze};
 use aquifer_istiod_lite::index;
+use aquifer_istiod_lite::revision::{self, Revision};
 use aquifer_istiod_lite::translate::Mesh;
 use aquifer_objects::{Kind, ObjectKey, Selection, source};
 use clap::{Args, ValueEnum};
@@ -34,6 +36,12 @@ pub(crate) struct Command {
     /// The namespace whose policies hold for the whole mesh
     #[arg(long, default_value = "istio-system")]
     root_namespace: String,
+    /// The DNS suffix of Service names, as istiod-lite's CLUSTER_DOMAIN
+    #[arg(long, default_value = "cluster.local", value_parser = domain)]
+    cluster_domain: String,
+    /// The control plane whose view is meant: its MeshConfig (`istio-<revision>`), and no object of another's
+    #[arg(long, default_value = revision::DEFAULT, value_parser = revision_name)]
+    revision: String,
     /// The cluster's kubeconfig; ~/.kube/config if neither this nor KUBECONFIG is set
     #[arg(short = 'c', long, env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -58,18 +66,51 @@ struct Line {
     message: String,
 }
 
+/// What is looked at: as which control plane.
+#[derive(Clone, Debug, Default)]
+struct View {
+    mesh: Mesh,
+    revision: Revision,
+}
+
+impl View {
+    fn of(command: &Command) -> Self {
+        let revision = Revision::new(&command.revision, [], command.revision == revision::DEFAULT);
+        let mesh = Mesh {
+            root_namespace: command.root_namespace.clone(),
+            system_namespace: command.root_namespace.clone(),
+            domain: command.cluster_domain.clone(),
+            config_map: revision.config_map(),
+            ..Mesh::default()
+        };
+        Self { mesh, revision }
+    }
+}
+
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !label.is_empty() && label.chars().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let is_domain = text.split('.').all(label);
+    is_domain.then(|| text.to_owned()).ok_or_else(|| "must be a DNS domain, such as \"cluster.local\"".to_owned())
+}
+
+fn revision_name(text: &str) -> Result<String, String> {
+    let is_name = !text.contains('.') && text.len() <= 40 && domain(text).is_ok();
+    is_name
+        .then(|| text.to_owned())
+        .ok_or_else(|| "must be lower-case letters, digits and dashes, 40 at most, such as \"1-30-0\"".to_owned())
+}
+
 /// The exit code: see docs/analyze.md.
 pub(crate) fn run(command: &Command) -> Result<u8> {
-    let mesh = Mesh {
-        root_namespace: command.root_namespace.clone(),
-        system_namespace: command.root_namespace.clone(),
-        ..Mesh::default()
-    };
+    let view = View::of(command);
     let mut lines = if command.files.is_empty() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-        runtime.block_on(of_cluster(command, mesh))?
+        runtime.block_on(of_cluster(command, view))?
     } else {
-        of_files(&command.files, mesh)?
+        of_files(&command.files, view)?
     };
     if let Some(namespace) = &command.namespace {
         lines.retain(|line| line.object.as_ref().is_none_or(|object| concerns(object, namespace)));
@@ -90,10 +131,13 @@ fn concerns(object: &ObjectKey, namespace: &str) -> bool {
     *object.namespace == *namespace || (object.kind == Kind::Namespace && *object.name == *namespace)
 }
 
-fn of_files(files: &[PathBuf], mesh: Mesh) -> Result<Vec<Line>> {
+fn of_files(files: &[PathBuf], view: View) -> Result<Vec<Line>> {
     let read = manifests::read(files)?;
     for (kind, count) in &read.foreign {
         eprintln!("note: {count} of kind {kind} not looked at");
+    }
+    for file in &read.empty {
+        eprintln!("note: {} holds no object", file.display());
     }
     let line = |finding: Finding| Line {
         code: finding.code,
@@ -101,11 +145,11 @@ fn of_files(files: &[PathBuf], mesh: Mesh) -> Result<Vec<Line>> {
         object: Some(finding.object),
         message: finding.message,
     };
-    let found = analyze(read.objects.clone(), mesh, Origin::Manifests);
+    let found = analyze(read.objects.clone(), view.mesh, &view.revision, Origin::Manifests(read.workloads()));
     Ok(read.wrong.iter().cloned().chain(found.into_iter().map(line)).collect())
 }
 
-async fn of_cluster(command: &Command, mesh: Mesh) -> Result<Vec<Line>> {
+async fn of_cluster(command: &Command, view: View) -> Result<Vec<Line>> {
     let settings = match (&command.manifests, &command.kubeconfig) {
         (Some(folder), _) => source::Settings::Folder(folder.clone()),
         (None, Some(file)) => source::Settings::Kubeconfig(file.clone()),
@@ -114,7 +158,7 @@ async fn of_cluster(command: &Command, mesh: Mesh) -> Result<Vec<Line>> {
         ),
     };
     let source = settings.open().await.with_context(|| format!("cannot use the {settings}"))?;
-    let (objects, problems) = source.read(&selections(&mesh)).await?;
+    let (objects, problems) = source.read(&selections(&view.mesh)).await?;
     let wrong =
         problems.into_iter().map(|message| Line { code: Code::manifest_invalid(), object: None, place: None, message });
     let line = |finding: Finding| Line {
@@ -123,15 +167,18 @@ async fn of_cluster(command: &Command, mesh: Mesh) -> Result<Vec<Line>> {
         place: None,
         message: finding.message,
     };
-    let found = analyze(objects, mesh, Origin::Cluster);
+    let config = (&view.mesh.system_namespace, &view.mesh.config_map);
+    let has_config = objects.iter().any(|object| object.kind() == Kind::ConfigMap);
+    if !has_config && command.revision != revision::DEFAULT {
+        eprintln!("note: there is no ConfigMap {}/{}: the MeshConfig is taken as empty", config.0, config.1);
+    }
+    let found = analyze(objects, view.mesh, &view.revision, Origin::Cluster);
     Ok(wrong.chain(found.into_iter().map(line)).collect())
 }
 
-/// What the index reads, and the grants that routes need. Of ConfigMaps only those beside the mesh's.
+/// What the control plane reads, and the grants that routes need.
 fn selections(mesh: &Mesh) -> Vec<Selection> {
-    let select = |kind: &Kind| match kind {
-        Kind::ConfigMap => Selection::from(Kind::ConfigMap).in_namespace(&mesh.system_namespace),
-        kind => Selection::from(*kind),
-    };
-    index::KINDS.iter().chain(&[Kind::ReferenceGrant]).map(select).collect()
+    let mut selections = index::watched(&mesh.system_namespace, &mesh.config_map);
+    selections.push(Selection::from(Kind::ReferenceGrant));
+    selections
 }

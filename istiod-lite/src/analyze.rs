@@ -15,6 +15,8 @@ mod expected;
 mod registry;
 mod routes;
 mod selectors;
+mod workload;
+
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +24,9 @@ use aquifer_objects::{Event, Object, ObjectKey};
 
 pub use self::codes::{CODES, Code};
 use self::registry::Registry;
+pub use self::workload::{Workload, Wrong};
 use crate::index::{self, Index};
+use crate::revision::Revision;
 use crate::translate::Mesh;
 
 /// How bad a finding is.
@@ -56,18 +60,20 @@ pub struct Finding {
 }
 
 /// Where the objects come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
-    /// Manifests: what controllers would make of them is added.
-    Manifests,
+    /// Manifests: what controllers would make of them, and of these workloads, is added.
+    Manifests(Vec<Workload>),
     /// A cluster, which has made it.
     Cluster,
 }
 
-/// Everything that is to be said about the objects, sorted by object and code.
-pub fn analyze(objects: Vec<Object>, mesh: Mesh, origin: Origin) -> Vec<Finding> {
+/// Everything that the control plane of a revision has to say about the objects, sorted by object and code. `mesh` is
+/// what its environment says; the MeshConfig among the objects counts besides.
+pub fn analyze(mut objects: Vec<Object>, mesh: Mesh, revision: &Revision, origin: Origin) -> Vec<Finding> {
+    objects.retain(|object| revision.reads(object));
     let objects = match origin {
-        Origin::Manifests => expected::complete(objects),
+        Origin::Manifests(workloads) => expected::complete(objects, &workloads),
         Origin::Cluster => objects,
     };
     let mut index = Index::new(mesh);

@@ -6,13 +6,13 @@ use super::*;
 const BAD: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec: {action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}\n";
 const ODD: &str = "---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: b, namespace: shop}\nspec: {}\n";
 const WRONG: &str = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: c, namespace: shop}\nspec:\n  acton: DENY\n";
-const FOREIGN: &str = "---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: d}\n";
+const FOREIGN: &str = "---\napiVersion: apps/v1\nkind: ControllerRevision\nmetadata: {name: d}\n";
 
 fn lines(text: &str) -> Vec<Line> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.yaml");
     std::fs::write(&file, text).unwrap();
-    of_files(&[file], Mesh::default()).unwrap()
+    of_files(&[file], View::default()).unwrap()
 }
 
 #[test]
@@ -60,4 +60,93 @@ fn what_is_applied_last_stays() {
     read.take(Path::new("b.yaml"), &BAD.replace("[GET]", "[PUT]"));
     assert_eq!(read.objects.len(), 1);
     assert_eq!(read.places.values().next().unwrap().file, Path::new("b.yaml"));
+}
+
+fn command(arguments: &[&str]) -> Result<Command, clap::Error> {
+    #[derive(clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        command: Command,
+    }
+    use clap::Parser as _;
+    Only::try_parse_from(["analyze"].iter().chain(arguments)).map(|only| only.command)
+}
+
+#[test]
+fn options_say_whose_view_is_meant() {
+    let view = View::of(&command(&[]).unwrap());
+    assert_eq!((&*view.mesh.domain, &*view.mesh.config_map), ("cluster.local", "istio"));
+    let view = View::of(&command(&["--cluster-domain", "example.org", "--revision", "1-30"]).unwrap());
+    assert_eq!((&*view.mesh.domain, &*view.mesh.config_map), ("example.org", "istio-1-30"));
+    let selected = selections(&view.mesh);
+    let config = Selection::from(Kind::ConfigMap).in_namespace("istio-system").named("istio-1-30");
+    assert!(selected.contains(&config), "{selected:?}");
+    for wrong in
+        [["--cluster-domain", "example.org."], ["--cluster-domain", ""], ["--revision", "1.30"], ["--revision", ""]]
+    {
+        let error = command(&wrong).unwrap_err().to_string();
+        assert!(error.contains("must be ") && error.contains("such as"), "{error}");
+    }
+}
+
+#[test]
+fn folders_are_read_to_the_bottom_and_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = folder.path().join("a/b");
+    std::fs::create_dir_all(&deep).unwrap();
+    std::fs::create_dir(folder.path().join(".git")).unwrap();
+    std::fs::write(deep.join("bad.yml"), BAD).unwrap();
+    std::fs::write(folder.path().join("odd.json"), r#"{"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter", "metadata": {"name": "b"}, "spec": {}}"#).unwrap();
+    std::fs::write(folder.path().join(".git/x.yaml"), WRONG).unwrap();
+    std::fs::write(folder.path().join("README.md"), "no: [manifest").unwrap();
+    std::os::unix::fs::symlink(folder.path(), deep.join("loop")).unwrap();
+    std::os::unix::fs::symlink("nowhere", deep.join("dangling.yaml.d")).unwrap();
+    let found = of_files(&[folder.path().to_owned()], View::default()).unwrap();
+    let codes: Vec<&str> = found.iter().map(|line| line.code.code).collect();
+    assert_eq!(codes, ["AQ0010", "AQ0001"], "{found:#?}");
+}
+
+#[test]
+fn hostile_files_have_one_clear_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("none")).unwrap();
+    std::fs::write(at("empty.yaml"), "").unwrap();
+    std::fs::write(at("binary.yaml"), b"\x7fELF\x02\xff\xfe").unwrap();
+    std::fs::write(at("template.yaml"), "{{ if .Values.x }}\n").unwrap();
+    let huge = std::fs::File::create(at("huge.yaml")).unwrap();
+    huge.set_len(files::LARGEST + 1).unwrap();
+    std::fs::write(at("set.yaml"), "\n---\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: d}\nspec: {selector: {}, replicas: two, template: {}}\n").unwrap();
+    let list = format!(
+        "apiVersion: v1\nkind: List\nitems:\n- {}\n- 3\n",
+        "{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {name: b}, spec: {}}"
+    );
+    std::fs::write(at("list.yaml"), list).unwrap();
+
+    let failed = |name: &str| format!("{:#}", of_files(&[at(name)], View::default()).unwrap_err());
+    assert!(failed("none").contains("none holds no .yaml, .yml or .json file"), "{}", failed("none"));
+    assert!(failed("absent").contains("absent: No such file"), "{}", failed("absent"));
+    let said = |name: &str| print::text(&of_files(&[at(name)], View::default()).unwrap());
+    assert_eq!(said("empty.yaml"), "nothing found\n");
+    for (name, part) in [
+        ("binary.yaml", "is not text: byte 6 is not UTF-8"),
+        ("huge.yaml", "larger than 64 MiB"),
+        ("set.yaml", "set.yaml:3: spec.replicas: invalid type: string"),
+        ("template.yaml", "template.yaml:"),
+        ("list.yaml", "kind: is missing"),
+    ] {
+        let text = said(name);
+        assert!(
+            text.lines().filter(|line| line.starts_with("error AQ0050")).count() == 1 && text.contains(part),
+            "{name}: {text}"
+        );
+    }
+    assert!(said("list.yaml").contains("AQ0001 EnvoyFilter/default/b"), "{}", said("list.yaml"));
+}
+
+#[test]
+fn the_examples_have_no_errors() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let found = of_files(&[examples], View::default()).unwrap();
+    assert!(found.iter().all(|line| line.code.level != Level::Error), "{}", print::text(&found));
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::kinds::{Kind, Object, ObjectKey, UnknownKind, known_kinds};
@@ -76,6 +77,8 @@ pub enum Unread {
         api_version: String,
         /// Its `kind`.
         kind: String,
+        /// All of it, for whom the kind means something: see [`shaped_as`].
+        value: Value,
     },
     /// It is wrong.
     Wrong(ManifestError),
@@ -113,6 +116,11 @@ pub fn parse_object(mut value: Value) -> Result<Object, ManifestError> {
     fill_in(&mut value);
     let object = key_of(&value).and_then(|key| shaped(key.kind, &value));
     object.map_err(|(field, message)| ManifestError { file: PathBuf::new(), line: 0, field, message })
+}
+
+/// Reads an object of a kind that is none of [`Kind`]'s; or the field that has not the type that it must have, and why.
+pub fn shaped_as<T: DeserializeOwned>(value: &Value) -> Result<T, (String, String)> {
+    serde_path_to_error::deserialize(value).map_err(path_and_message)
 }
 
 /// Reads one YAML value that is not an object of its own, such as a part that lies in a ConfigMap.
@@ -184,7 +192,7 @@ impl Document<'_> {
         let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
         if !api_version.is_empty() && !kind.is_empty() && is_foreign(&api_version, &kind) {
-            return Err(Unread::Foreign { api_version, kind });
+            return Err(Unread::Foreign { api_version, kind, value });
         }
         let object = self.key(file, &value).and_then(|key| self.typed(file, &key, &value));
         object.map_err(Unread::Wrong)
@@ -269,11 +277,13 @@ pub(crate) fn typed(kind: Kind, value: &Value) -> Result<Object, (String, String
 
 /// The typed object, or the field that has not the type that it must have.
 pub(crate) fn shaped(kind: Kind, value: &Value) -> Result<Object, (String, String)> {
-    Object::from_json(kind, value).map_err(|error| {
-        let path = error.path().to_string();
-        let field = if path == "." { String::new() } else { path };
-        (field, error.into_inner().to_string())
-    })
+    Object::from_json(kind, value).map_err(path_and_message)
+}
+
+fn path_and_message(error: serde_path_to_error::Error<serde_json::Error>) -> (String, String) {
+    let path = error.path().to_string();
+    let field = if path == "." { String::new() } else { path };
+    (field, error.into_inner().to_string())
 }
 
 /// What the API server fills in at admission, as far as readers depend on it.

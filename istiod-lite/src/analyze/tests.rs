@@ -1,13 +1,26 @@
 use std::path::Path;
 
-use aquifer_objects::parse::parse_manifest;
+use aquifer_objects::parse::{Unread, parse_each};
 
 use super::*;
 
 /// What is said about manifests, as `code object: beginning of the message`.
 fn said(yaml: &str) -> Vec<(String, String)> {
-    let objects = parse_manifest(Path::new("x.yaml"), yaml).expect("manifests");
-    let found = analyze(objects, Mesh::default(), Origin::Manifests);
+    said_in(yaml, Mesh::default(), &Revision::default())
+}
+
+fn said_in(yaml: &str, mesh: Mesh, revision: &Revision) -> Vec<(String, String)> {
+    let (mut objects, mut workloads) = (Vec::new(), Vec::new());
+    for found in parse_each(Path::new("x.yaml"), yaml) {
+        match found.object {
+            Ok(object) => objects.push(object),
+            Err(Unread::Foreign { value, .. }) => {
+                workloads.push(Workload::read(&value).expect("a kind that makes pods").expect("a good one"));
+            }
+            Err(Unread::Wrong(error)) => panic!("{error}"),
+        }
+    }
+    let found = analyze(objects, mesh, revision, Origin::Manifests(workloads));
     found.into_iter().map(|finding| (format!("{} {}", finding.code.code, finding.object), finding.message)).collect()
 }
 
@@ -102,6 +115,12 @@ fn each_thing_has_its_code() {
             doc(NETWORKING, "VirtualService", "a", "spec: {hosts: [web], http: [{mirror_percent: 1, route: [{destination: {host: web}}]}]}"),
             "VirtualService/shop/a",
             "mirror_percent is deprecated",
+        ),
+        (
+            "AQ0017",
+            doc(SECURITY, "AuthorizationPolicy", "a", "spec: {action: DENY, rules: [{from: [{source: {principals: ['spiffe://cluster.local/ns/x/sa/y']}}]}]}"),
+            "AuthorizationPolicy/shop/a",
+            "without spiffe://",
         ),
         ("AQ0020", netpol("policyTypes: [Ingress]"), "NetworkPolicy/shop/a", "15008"),
         ("AQ0021", netpol("policyTypes: [Egress]"), "NetworkPolicy/shop/a", "15008"),
@@ -212,6 +231,168 @@ fn a_grant_is_honoured() {
     );
     let all = said(&format!("{}{far}{route}", shop()));
     assert!(all.iter().all(|(head, _)| !head.starts_with("AQ0046")), "{all:#?}");
+}
+
+/// A template of pods with the label.
+fn template(app: &str) -> String {
+    format!("template: {{metadata: {{labels: {{app: {app}, version: v7}}}}, spec: {{containers: []}}}}")
+}
+
+/// Each kind that makes pods, as its spec.
+fn pod_makers() -> Vec<(&'static str, &'static str, String)> {
+    let template = template("db");
+    let replicated = format!("spec: {{selector: {{matchLabels: {{app: db}}}}, serviceName: db, {template}}}");
+    vec![
+        ("apps/v1", "Deployment", replicated.clone()),
+        ("apps/v1", "StatefulSet", replicated.clone()),
+        ("apps/v1", "DaemonSet", replicated.clone()),
+        ("apps/v1", "ReplicaSet", replicated),
+        ("v1", "ReplicationController", format!("spec: {{selector: {{app: db}}, {template}}}")),
+        ("batch/v1", "Job", format!("spec: {{{template}}}")),
+        ("batch/v1", "CronJob", format!("spec: {{schedule: '* * * * *', jobTemplate: {{spec: {{{template}}}}}}}")),
+        ("v1", "Pod", "spec: {containers: []}".to_owned()),
+    ]
+}
+
+/// Whose pods each kind's are: the label of a bare pod is its own.
+fn maker(api: &str, kind: &str, spec: &str) -> String {
+    let labels = if kind == "Pod" { "db, labels: {app: db, version: v7}" } else { "db" };
+    doc(api, kind, labels, spec)
+}
+
+#[test]
+fn whatever_makes_pods_has_them() {
+    // A NetworkPolicy, a subset and a policy, each of which is only right if the pods are there and in the mesh.
+    let others = [
+        doc(
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            "a",
+            "spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}",
+        ),
+        doc("v1", "Service", "db", "spec: {clusterIP: 10.0.0.5, selector: {app: db}, ports: [{port: 80}]}"),
+        doc(
+            NETWORKING,
+            "DestinationRule",
+            "b",
+            "spec: {host: db, subsets: [{name: v7, labels: {version: v7}}, {name: v8, labels: {version: v8}}]}",
+        ),
+        doc(SECURITY, "PeerAuthentication", "c", "spec: {selector: {matchLabels: {app: db}}}"),
+    ];
+    for (api, kind, spec) in pod_makers() {
+        let all = said(&format!("{}{}{}", shop(), maker(api, kind, &spec), others.concat()));
+        let has = |code: &str| all.iter().filter(|(head, _)| head.starts_with(code)).collect::<Vec<_>>();
+        assert_eq!(has("AQ0020").len(), 1, "{kind}: {all:#?}");
+        let subsets = has("AQ0040");
+        assert!(subsets.len() == 1 && subsets[0].1.contains("subset v8"), "{kind}: {all:#?}");
+        assert!(has("AQ0045").is_empty(), "{kind}: {all:#?}");
+    }
+}
+
+#[test]
+fn what_is_scaled_down_or_outside_of_the_mesh_has_no_tunnels() {
+    let policy = doc(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        "a",
+        "spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}",
+    );
+    let cases = [
+        ("StatefulSet", "spec: {", "spec: {replicas: 0, "),
+        ("ReplicaSet", "spec: {", "spec: {replicas: 0, "),
+        ("ReplicationController", "spec: {", "spec: {replicas: 0, "),
+        ("Deployment", "spec: {", "spec: {replicas: 0, "),
+        ("Job", "spec: {", "spec: {suspend: true, "),
+        ("Job", "spec: {", "spec: {parallelism: 0, "),
+        ("CronJob", "spec: {", "spec: {suspend: true, "),
+        ("DaemonSet", "containers", "hostNetwork: true, containers"),
+        ("Deployment", "containers", "hostNetwork: true, containers"),
+        ("Pod", "containers", "hostNetwork: true, containers"),
+        ("StatefulSet", "version: v7", "istio.io/dataplane-mode: none"),
+        ("Pod", "version: v7", "istio.io/dataplane-mode: none"),
+    ];
+    for (kind, from, to) in cases {
+        let makers = pod_makers();
+        let (api, _, spec) = makers.iter().find(|(_, known, _)| *known == kind).unwrap();
+        let made = maker(api, kind, spec).replacen(from, to, 1);
+        assert!(made.contains(to), "{made}");
+        let all = said(&format!("{}{made}{policy}", shop()));
+        assert!(all.iter().all(|(head, _)| !head.starts_with("AQ0020")), "{kind} {to}: {all:#?}");
+    }
+}
+
+#[test]
+fn workloads_of_one_name_keep_their_pods_apart() {
+    let makers: String = pod_makers()
+        .iter()
+        .map(|(api, kind, spec)| {
+            maker(api, kind, spec).replace("version: v7", &format!("version: {}", kind.to_lowercase()))
+        })
+        .collect();
+    let names = pod_makers()
+        .iter()
+        .map(|(_, kind, _)| {
+            let kind = kind.to_lowercase();
+            format!("{{name: {kind}, labels: {{version: {kind}}}}}")
+        })
+        .collect::<Vec<_>>()
+        .join(", ");
+    let service = doc("v1", "Service", "db", "spec: {clusterIP: 10.0.0.5, selector: {app: db}, ports: [{port: 80}]}");
+    let rule = doc(NETWORKING, "DestinationRule", "b", &format!("spec: {{host: db, subsets: [{names}]}}"));
+    let all = said(&format!("{}{makers}{service}{rule}", shop()));
+    assert!(all.iter().all(|(head, _)| !head.starts_with("AQ0040")), "{all:#?}");
+}
+
+#[test]
+fn a_workload_that_cannot_be_read_says_where() {
+    let object = |spec: serde_json::Value| serde_json::json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "a"}, "spec": spec});
+    let good = Workload::read(&object(serde_json::json!({"selector": {}, "template": {}})));
+    assert!(matches!(good, Some(Ok(_))), "{good:?}");
+    let bad =
+        Workload::read(&object(serde_json::json!({"selector": {}, "template": {"metadata": {"labels": {"a": 1}}}})));
+    let Some(Err(wrong)) = bad else { panic!("{bad:?}") };
+    assert_eq!(wrong.field, "spec.template.metadata.labels.a");
+    assert!(wrong.message.contains("expected a string"), "{wrong:?}");
+    let nameless = Workload::read(
+        &serde_json::json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": {"template": {}}}),
+    );
+    assert!(matches!(&nameless, Some(Err(wrong)) if wrong.field == "metadata.name"), "{nameless:?}");
+    assert_eq!(Workload::read(&serde_json::json!({"apiVersion": "example.org/v1", "kind": "Job"})), None);
+}
+
+#[test]
+fn the_cluster_domain_is_what_the_control_plane_was_told() {
+    let rule = doc(NETWORKING, "DestinationRule", "a", "spec: {host: web.shop.svc.example.org}");
+    let yaml = format!("{}{rule}", shop());
+    let unknown = |all: &[(String, String)]| all.iter().any(|(head, _)| head.starts_with("AQ0004"));
+    assert!(unknown(&said(&yaml)));
+    let mesh = Mesh { domain: "example.org".to_owned(), ..Mesh::default() };
+    let all = said_in(&yaml, mesh.clone(), &Revision::default());
+    assert!(!unknown(&all), "{all:#?}");
+    let short = said_in(&yaml.replace(".shop.svc.example.org", ""), mesh, &Revision::default());
+    assert!(!unknown(&short), "{short:#?}");
+}
+
+#[test]
+fn a_revision_reads_its_own_objects_and_its_own_mesh_config() {
+    let canary = Revision::new("canary", [], false);
+    let of_canary = doc(NETWORKING, "DestinationRule", "a", "spec: {host: wep}")
+        .replace("name: a", "name: a, labels: {istio.io/rev: canary}");
+    let config = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\ndata: {{mesh: 'connectTimeout: 1s'}}\n---\n"
+        )
+    };
+    let yaml = format!("{}{of_canary}{}{}", shop(), config("istio"), config("istio-canary"));
+    let heads = |revision: &Revision| -> Vec<String> {
+        let mesh = Mesh { config_map: revision.config_map(), ..Mesh::default() };
+        said_in(&yaml, mesh, revision).into_iter().map(|(head, _)| head).collect()
+    };
+    assert_eq!(heads(&Revision::default()), ["AQ0031 ConfigMap/istio-system/istio"]);
+    let of_canary = heads(&canary);
+    assert!(of_canary.contains(&"AQ0031 ConfigMap/istio-system/istio-canary".to_owned()), "{of_canary:?}");
+    assert!(of_canary.contains(&"AQ0004 DestinationRule/shop/a".to_owned()), "{of_canary:?}");
+    assert!(!of_canary.contains(&"AQ0031 ConfigMap/istio-system/istio".to_owned()), "{of_canary:?}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn each_document_is_read_for_itself() {
         .iter()
         .map(|found| match &found.object {
             Ok(object) => format!("{} {}", found.line, object.key()),
-            Err(Unread::Foreign { api_version, kind }) => format!("{} foreign {api_version} {kind}", found.line),
+            Err(Unread::Foreign { api_version, kind, .. }) => format!("{} foreign {api_version} {kind}", found.line),
             Err(Unread::Wrong(error)) => format!("{} wrong {}", found.line, error.field),
         })
         .collect();
