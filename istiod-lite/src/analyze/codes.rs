@@ -39,6 +39,7 @@ codes! {
     CANARY_NOT_BOUND: "AQ0014" "CanaryNotBound" Warning;
     DEPRECATED_FIELD: "AQ0015" "DeprecatedField" Warning;
     INVALID_VALUE: "AQ0016" "InvalidValue" Error;
+    PRINCIPAL_WITH_SCHEME: "AQ0017" "PrincipalWithScheme" Error;
     BLOCKS_INBOUND: "AQ0020" "NetworkPolicyBlocksInboundTunnels" Error;
     BLOCKS_OUTBOUND: "AQ0021" "NetworkPolicyBlocksOutboundTunnels" Error;
     PORTS_UNSEEN: "AQ0022" "NetworkPolicyPortsUnseen" Warning;

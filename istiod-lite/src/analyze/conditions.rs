@@ -6,7 +6,8 @@ use aquifer_objects::{Object, ObjectKey};
 use super::codes::{self, Code};
 use super::{Finding, codes::OTHER};
 use crate::translate::status::{
-    ACCEPTED, DEPRECATED, INVALID_VALUE, NO_EFFECT, RESTRICTED, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED,
+    ACCEPTED, DEPRECATED, INVALID_VALUE, NO_EFFECT, PRINCIPAL_WITH_SCHEME, RESTRICTED, WAYPOINT_ACCEPTED,
+    ZTUNNEL_ACCEPTED,
 };
 
 /// What is to be said of a condition; nothing of one that says that all is well.
@@ -18,6 +19,7 @@ pub(super) fn finding(key: &ObjectKey, object: Option<&Object>, condition: &Poli
 fn code(object: Option<&Object>, condition: &PolicyCondition) -> Option<&'static Code> {
     let yes = condition.status == "True";
     match (condition.type_.as_str(), yes, condition.reason.as_str()) {
+        (NO_EFFECT, true, PRINCIPAL_WITH_SCHEME) => Some(codes::PRINCIPAL_WITH_SCHEME),
         (NO_EFFECT, yes, _) => yes.then_some(codes::FIELD_WITHOUT_EFFECT),
         (DEPRECATED, yes, _) => yes.then_some(codes::DEPRECATED_FIELD),
         ("istio.io/WaypointMissing", yes, _) => yes.then_some(codes::NO_WAYPOINT),

@@ -295,6 +295,28 @@ fn block(value: &str) -> Option<Address> {
     Some(Address { address: address_bytes(ip), length })
 }
 
+/// The fields with principals that match nobody, since identities are compared without their scheme, and what they hold.
+pub fn principals_with_scheme(policy: &AuthorizationPolicy) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut look = |path: String, values: &[String]| {
+        let wrong = values.iter().enumerate().filter(|(_, value)| value.starts_with("spiffe://"));
+        found.extend(wrong.map(|(at, value)| (format!("{path}[{at}]"), value.clone())));
+    };
+    for (i, rule) in policy.spec.rules.iter().enumerate() {
+        for (j, from) in rule.from.iter().enumerate() {
+            let Some(source) = &from.source else { continue };
+            let path = format!("spec.rules[{i}].from[{j}].source");
+            look(format!("{path}.principals"), &source.principals);
+            look(format!("{path}.notPrincipals"), &source.not_principals);
+        }
+        for (j, when) in rule.when.iter().enumerate().filter(|(_, when)| when.key == "source.principal") {
+            look(format!("spec.rules[{i}].when[{j}].values"), &when.values);
+            look(format!("spec.rules[{i}].when[{j}].notValues"), &when.not_values);
+        }
+    }
+    found
+}
+
 fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
     let value = policy.metadata.annotations.as_ref().and_then(|all| all.get("istio.io/dry-run"));
     // The values of Go's strconv.ParseBool, by which the annotation is defined.

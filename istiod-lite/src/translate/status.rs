@@ -6,7 +6,7 @@ use aquifer_objects::crds::{AuthorizationPolicy, PolicyCondition, TargetRef};
 use aquifer_objects::validate::of_authorization_policy;
 
 use super::Mesh;
-use super::policy::{Translated, translate};
+use super::policy::{Translated, principals_with_scheme, translate};
 use super::service_entry::ServiceEntryFacts;
 use super::visibility::Visibility;
 use super::waypoint::{BOUND, Binding, Key};
@@ -25,6 +25,8 @@ pub const DEPRECATED: &str = "aquifer.dev/Deprecated";
 pub const RESTRICTED: &str = "aquifer.dev/NetworkPolicyConflict";
 /// The reason of fields that an API server took and nobody can use.
 pub const INVALID_VALUE: &str = "InvalidValue";
+/// The reason of principals that can match nobody.
+pub const PRINCIPAL_WITH_SCHEME: &str = "PrincipalWithScheme";
 const MISSING: &str = "istio.io/WaypointMissing";
 const VISIBILITY: &str = "istio.io/VisibilityApplied";
 
@@ -75,6 +77,22 @@ pub type Verdict = (&'static str, String);
 
 /// The conditions of an AuthorizationPolicy.
 pub fn conditions(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> Vec<PolicyCondition> {
+    let mut made = enforcement(policy, mesh, look);
+    let wrong = principals_with_scheme(policy);
+    if !wrong.is_empty() {
+        let fields: Vec<String> = wrong.iter().map(|(field, value)| format!("{field} {value:?}")).collect();
+        let message = format!(
+            "{} matches nobody, and a DENY policy denies nobody by it: identities are compared without their scheme. \
+             Write it without spiffe://, as in \"cluster.local/ns/shop/sa/web\".",
+            fields.join(", ")
+        );
+        made.push(condition(NO_EFFECT, true, PRINCIPAL_WITH_SCHEME, message));
+    }
+    made
+}
+
+/// Who enforces it, and how much of it.
+fn enforcement(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> Vec<PolicyCondition> {
     let faults = of_authorization_policy(&policy.spec);
     match translate(policy, mesh) {
         Translated::ForWaypoints => {

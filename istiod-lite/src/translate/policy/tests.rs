@@ -228,3 +228,32 @@ fn what_cannot_be_used_is_named() {
         assert!(made[0].message.contains("spec.rules[0].from[0].source") && made[0].message.contains(part), "{made:?}");
     }
 }
+
+/// As in Istio it matches nobody, which is a hole where it denies: so it is said, and where.
+#[test]
+fn a_principal_with_its_scheme_is_told() {
+    let spiffe = "spiffe://cluster.local/ns/a/sa/b";
+    let cases = [
+        (json!([{"from": [{"source": {"principals": ["x", spiffe]}}]}]), "spec.rules[0].from[0].source.principals[1]"),
+        (
+            json!([{}, {"from": [{"source": {"notPrincipals": [spiffe]}}]}]),
+            "spec.rules[1].from[0].source.notPrincipals[0]",
+        ),
+        (json!([{"when": [{"key": "source.principal", "values": [spiffe]}]}]), "spec.rules[0].when[0].values[0]"),
+        (json!([{"when": [{"key": "source.principal", "notValues": [spiffe]}]}]), "spec.rules[0].when[0].notValues[0]"),
+    ];
+    for action in ["DENY", "ALLOW"] {
+        for (rules, field) in &cases {
+            let policy = policy(json!({}), json!({"action": action, "rules": rules}));
+            let made = status::conditions(&policy, &Mesh::default(), &|_| status::Found::Missing);
+            let said =
+                made.iter().find(|one| one.type_ == "aquifer.dev/NoEffect").unwrap_or_else(|| panic!("{made:?}"));
+            assert_eq!((&*said.status, &*said.reason), ("True", "PrincipalWithScheme"));
+            assert!(said.message.contains(field) && said.message.contains("without spiffe://"), "{}", said.message);
+        }
+    }
+    let good =
+        policy(json!({}), json!({"rules": [{"from": [{"source": {"principals": ["cluster.local/ns/a/sa/b", "*"]}}]}]}));
+    let made = status::conditions(&good, &Mesh::default(), &|_| status::Found::Missing);
+    assert_eq!(made.len(), 1, "{made:?}");
+}
