@@ -72,12 +72,11 @@ pub struct Told {
 }
 
 impl Told {
-    /// Whether Gateways of a namespace with such labels are the mesh's.
+    /// Whether Gateways of a namespace with such labels are the mesh's. One that is not known yet may be kept out by
+    /// its labels.
     pub fn discovers(&self, namespace: &str, labels: Option<&Labels>) -> bool {
-        let labels = || labels.map(LabelSet::from).unwrap_or_default();
-        self.discovery.is_empty()
-            || self.own.iter().any(|own| own == namespace)
-            || self.discovery.iter().any(|selector| selector.selects(&labels()))
+        let selected = |labels| self.discovery.iter().any(|selector| selector.selects(&LabelSet::from(labels)));
+        self.discovery.is_empty() || self.own.iter().any(|own| own == namespace) || labels.is_some_and(selected)
     }
 }
 

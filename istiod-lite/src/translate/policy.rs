@@ -53,7 +53,8 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    fn is_nothing(&self) -> bool {
+    /// Whether all is there.
+    pub fn is_nothing(&self) -> bool {
         self.attributes.is_empty() && !self.unreadable
     }
 
@@ -276,15 +277,19 @@ fn string(value: &str) -> Option<StringMatch> {
     Some(StringMatch { match_type: Some(kind) })
 }
 
-/// `<namespace>/<name>`, or `<name>` in the policy's namespace.
+/// `<namespace>/<name>`, or `<name>` in the policy's namespace. There are no patterns of accounts: `*` would be a name
+/// that nobody has.
 fn account(value: &str, namespace: &str) -> Option<ServiceAccountMatch> {
+    if value.contains('*') || value.matches('/').count() > 1 {
+        return None;
+    }
     let (namespace, name) = value.split_once('/').unwrap_or((namespace, value));
     let made = || ServiceAccountMatch { namespace: namespace.to_owned(), service_account: name.to_owned() };
     (!namespace.is_empty() && !name.is_empty()).then(made)
 }
 
 fn port(value: &str) -> Option<u32> {
-    value.parse().ok().filter(|port| *port <= 65535)
+    value.parse().ok().filter(|port| (1..=65535).contains(port))
 }
 
 fn block(value: &str) -> Option<Address> {

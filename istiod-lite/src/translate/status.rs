@@ -103,10 +103,13 @@ fn enforcement(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> Vec
             vec![condition(WAYPOINT_ACCEPTED, false, reason, message)]
         }
         Translated::Unsupported(message) => vec![condition(ZTUNNEL_ACCEPTED, false, "UnsupportedValue", message)],
-        Translated::Sent { authorization, usable, .. } if !faults.is_empty() => {
+        Translated::Sent { authorization, usable, left_out } if !faults.is_empty() => {
             let deny = authorization.action == i32::from(aquifer_proto::security::Action::Deny);
+            let nowhere = faults.iter().any(|fault| fault.path.starts_with("spec.selector"));
             let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
             let consequence = match (deny, usable) {
+                _ if nowhere => "No pod has such labels: the policy has no effect.",
+                _ if usable && left_out.is_nothing() => "Nothing is left out for it.",
                 (true, true) => "This DENY policy is enforced without them, and may deny more or less than requested.",
                 (true, false) => {
                     "Without them nothing of this DENY policy can be enforced, and it will have no effect."
@@ -115,8 +118,16 @@ fn enforcement(policy: &AuthorizationPolicy, mesh: &Mesh, look: Look<'_>) -> Vec
                     "Of an ALLOW policy the rules with such values are omitted. This will be more restrictive than requested."
                 }
             };
-            let message = format!("some fields cannot be used: {}. {consequence} Correct them.", faults.join("; "));
-            vec![condition(ZTUNNEL_ACCEPTED, usable, INVALID_VALUE, message)]
+            let attributes: Vec<String> = left_out.attributes.into_iter().collect();
+            let besides = match attributes.is_empty() {
+                true => String::new(),
+                false => {
+                    format!(" HTTP attributes are left out as well ({}): they need a waypoint.", attributes.join(", "))
+                }
+            };
+            let message =
+                format!("some fields cannot be used: {}. {consequence}{besides} Correct them.", faults.join("; "));
+            vec![condition(ZTUNNEL_ACCEPTED, usable && !nowhere, INVALID_VALUE, message)]
         }
         Translated::Sent { left_out, .. } if left_out.attributes.is_empty() => {
             vec![condition(ZTUNNEL_ACCEPTED, true, "Accepted", "attached to ztunnel".to_owned())]

@@ -132,6 +132,9 @@ fn values_that_cannot_be_read_let_nobody_in() {
         // Who shows no identity has the empty namespace.
         json!({"from": [{"source": {"namespaces": [""]}}]}),
         json!({"from": [{"source": {"serviceAccounts": ["a", ""]}}]}),
+        json!({"from": [{"source": {"notServiceAccounts": ["shop/*"]}}]}),
+        json!({"from": [{"source": {"notServiceAccounts": ["a/b/c"]}}]}),
+        json!({"to": [{"operation": {"notPorts": ["0"]}}]}),
         json!({"to": [{"operation": {"ports": ["80"], "notPorts": ["http"]}}]}),
         json!({"to": [{"operation": {"ports": ["80", "70000"]}}]}),
         json!({"when": [{"key": "source.ip", "values": ["10.0.0.1"], "notValues": ["ten"]}]}),
@@ -221,11 +224,27 @@ fn what_cannot_be_used_is_named() {
         (json!({"action": "DENY", "rules": [source(json!(["10.0.0.0/33", "10.0.0.1"]))]}), "True", "more or less"),
         // It matches nobody.
         (json!({"action": "DENY", "rules": [{"from": [{"source": {}}]}]}), "False", "no effect"),
+        (
+            json!({"rules": [{"from": [{"source": {}}, {"source": {"namespaces": ["a"]}}]}]}),
+            "True",
+            "Nothing is left out",
+        ),
+        (json!({"rules": [source(json!(["ten"])), {"to": [{"operation": {"paths": ["/x"]}}]}]}), "False", "(paths)"),
     ];
     for (spec, status, part) in cases {
         let made = status::conditions(&unchecked(spec.clone()), &Mesh::default(), &|_| status::Found::Missing);
         assert_eq!((&*made[0].type_, &*made[0].status, &*made[0].reason), ("ZtunnelAccepted", status, "InvalidValue"));
         assert!(made[0].message.contains("spec.rules[0].from[0].source") && made[0].message.contains(part), "{made:?}");
+    }
+}
+
+#[test]
+fn labels_that_no_pod_can_have_select_none() {
+    for action in ["ALLOW", "DENY"] {
+        let spec = json!({"action": action, "selector": {"matchLabels": {"app": "my app"}}, "rules": [{}]});
+        let made = status::conditions(&unchecked(spec), &Mesh::default(), &|_| status::Found::Missing);
+        assert_eq!((&*made[0].status, &*made[0].reason), ("False", "InvalidValue"));
+        assert!(made[0].message.contains("spec.selector") && made[0].message.contains("no effect"), "{made:?}");
     }
 }
 
