@@ -23,6 +23,8 @@ const FIRST_RESTART: Duration = Duration::from_millis(100);
 const LONGEST_RESTART: Duration = Duration::from_secs(10);
 /// A container that ran this long is started again at once.
 const STEADY: Duration = Duration::from_secs(10);
+/// How long the store may take to say that a pod goes, before its containers are told all the same.
+const LONGEST_MARK: Duration = Duration::from_secs(5);
 
 /// Starts everything in its order; returns when it is started.
 pub(super) async fn containers(life: &Life, orders: mpsc::UnboundedReceiver<Order>) {
@@ -309,8 +311,8 @@ impl Worker {
         let mut deletion = self.deletion.clone();
         let mut marked = self.life.state.marked.subscribe();
         let graceful = async {
-            // An error would mean that the pod is gone.
-            let _ = marked.wait_for(|marked| *marked).await;
+            // An error would mean that the pod is gone. A store that does not answer must not cost the signal.
+            let _ = tokio::time::timeout(LONGEST_MARK, marked.wait_for(|marked| *marked)).await;
             if let Some(check) = &self.plan.pre_stop {
                 let left = deadline(&self.deletion).saturating_duration_since(Instant::now());
                 let done =
