@@ -16,7 +16,7 @@
 //! - This crate knows nothing of TLS, of identities or of the mesh: the pool is generic over [`pool::Connect`],
 //!   which hands back a byte stream that is already authenticated.
 //! - A pool and all its streams belong to one worker thread; nothing that bytes pass is shared between workers, which
-//!   their types say ([`OwnThread`](aquifer_runtime::OwnThread)): run them on a `LocalSet`.
+//!   their types say ([`OwnThread`](aquifer_runtime::OwnThread)): run them on a local runtime.
 //! - Bytes received over HTTP/2 give their flow-control credit back only when they have left on the other side.
 //! - Stalled streams never use up the credit of their connection: the others go on at full speed. What a connection
 //!   holds received and not passed on is at most [`Windows::connection`], what a pod's hold together at most

@@ -1,6 +1,6 @@
 //! The client's pool: many streams to one peer share a connection.
 //!
-//! A pool belongs to one worker and runs on its `LocalSet`. What may happen is decided by [`admission`]; this
+//! A pool belongs to one worker and runs on its local runtime. What may happen is decided by [`admission`]; this
 //! carries it out: a task per connection, one sweeper, waiters woken in order.
 
 pub mod admission;

@@ -86,7 +86,7 @@ impl Unfit {
 /// Serves one connection: `handler` runs as a task of its own for each CONNECT, and answers it.
 ///
 /// On `cancel`'s drain the peer is told by GOAWAY, and this returns when the streams have ended. On force it
-/// returns at once, and the streams break. Must run on a `LocalSet`.
+/// returns at once, and the streams break. Must run on a local runtime.
 pub async fn serve<Io, H, F>(
     io: Io,
     config: &ServerConfig,

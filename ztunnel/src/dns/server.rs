@@ -143,7 +143,7 @@ impl Listen {
     }
 }
 
-/// Begins to serve a pod on this thread. Needs a `LocalSet`.
+/// Begins to serve a pod on this thread. Needs a local runtime.
 pub fn serve<L: Local>(local: L, dns: Arc<Dns>, upstream: Upstream, sockets: Sockets) -> io::Result<Served> {
     let server = Rc::new(Server {
         local,

@@ -49,7 +49,12 @@ impl More {
     }
 
     fn pop(&mut self) -> Bytes {
-        self.bufs.pop_front().unwrap_or_else(|| self.small.split().freeze())
+        match self.bufs.pop_front() {
+            Some(next) => next,
+            // What is split off, be it empty, keeps the whole buffer alive.
+            None if self.small.is_empty() => Bytes::new(),
+            None => self.small.split().freeze(),
+        }
     }
 
     fn chunks(&self) -> usize {
@@ -220,6 +225,7 @@ mod tests {
         l.advance(3);
         l.release();
         assert!(l.more.is_none() && l.is_empty());
+        assert!(!l.first.is_unique(), "an empty rest holds a buffer");
         l.push(Bytes::from_static(b"alone"));
         assert!(l.more.is_none());
     }
