@@ -286,7 +286,9 @@ impl<S: ResourceSink, F: FnOnce() + Send> Client<S, F> {
 
     /// Who holds more than the server reads is sent everything anew, rather than refused for good.
     fn refused(&mut self, status: &tonic::Status) {
-        if status.code() == Code::ResourceExhausted && self.told >= LARGE_REQUEST {
+        // Limits of rates have the same code. Go and Rust servers word it so.
+        let too_large = ["larger than", "too large"].iter().any(|words| status.message().contains(words));
+        if status.code() == Code::ResourceExhausted && too_large && self.told >= LARGE_REQUEST {
             tracing::warn!(
                 bytes = self.told,
                 "the server refuses to read what is held here: asking for everything anew. If it is istiod, \

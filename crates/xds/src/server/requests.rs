@@ -104,7 +104,7 @@ where
         }
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         if length > limit {
-            let text = format!("the request has {length} bytes, {limit} are taken");
+            let text = format!("the request is larger than what is taken: {length} bytes, at most {limit}");
             return Err(Status::resource_exhausted(text));
         }
         Ok(Some(length))
