@@ -37,8 +37,8 @@ pub enum Meta {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Conntrack {
-    /// What was done to the connection, as bits (load only).
-    Status = 2,
+    /// Whether the packet goes as the connection's first did, 0, or comes back, 1; one byte (load only).
+    Direction = 1,
     /// The connection mark.
     Mark = 3,
     /// The conntrack zone (set only, before conntrack sees the packet).

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 /// Where TCP's header has its flags (RFC 9293, 3.1), and the one that begins a connection.
 const TCP_FLAGS: u32 = 13;
 const SYN: u8 = 0x02;
-/// The bit of a connection's status that says so (`IPS_DST_NAT`).
-const DST_NAT: u32 = 1 << 5;
+/// A packet that goes as the connection's first did (`IP_CT_DIR_ORIGINAL`).
+const ORIGINAL: u8 = 0;
 
 /// A transaction that puts these tables in place of whatever stands under their names, and makes sure that the
 /// `absent` ones are not there.
@@ -82,11 +82,7 @@ fn encode_match(condition: &Match, exprs: &mut Vec<Expr>) {
         Match::Mark(mark) => marked(Expr::LoadMeta(Meta::Mark), *mark, Equal, exprs),
         Match::MarkNot(mark) => marked(Expr::LoadMeta(Meta::Mark), *mark, Different, exprs),
         Match::ConnectionMark(mark) => marked(Expr::LoadConntrack(Conntrack::Mark), *mark, Equal, exprs),
-        Match::NotRedirected => exprs.extend([
-            Expr::LoadConntrack(Conntrack::Status),
-            Expr::Bitwise { mask: DST_NAT.to_ne_bytes().to_vec(), xor: vec![0; 4] },
-            Expr::Cmp(Equal, vec![0; 4]),
-        ]),
+        Match::Original => exprs.extend([Expr::LoadConntrack(Conntrack::Direction), Expr::Cmp(Equal, vec![ORIGINAL])]),
         Match::SocketUid(uid) => {
             exprs.extend([Expr::LoadMeta(Meta::SocketUid), Expr::Cmp(Equal, uid.to_ne_bytes().to_vec())]);
         }

@@ -97,7 +97,7 @@ impl Match {
             Self::Mark(Mark { value, mask }) => write!(out, "meta mark & 0x{mask:08x} == 0x{value:08x}"),
             Self::MarkNot(Mark { value, mask }) => write!(out, "meta mark & 0x{mask:08x} != 0x{value:08x}"),
             Self::ConnectionMark(Mark { value, mask }) => write!(out, "ct mark & 0x{mask:08x} == 0x{value:08x}"),
-            Self::NotRedirected => write!(out, "ct status & dnat == 0x0"),
+            Self::Original => write!(out, "ct direction original"),
             Self::SocketUid(uid) => write!(out, "meta skuid {uid}"),
         }
     }

@@ -92,8 +92,8 @@ pub enum Match {
     MarkNot(Mark),
     /// The connection mark is this.
     ConnectionMark(Mark),
-    /// Of a connection whose destination was not rewritten.
-    NotRedirected,
+    /// Goes as the first packet of its connection did.
+    Original,
     /// Sent by a local socket of this user.
     SocketUid(u32),
 }

@@ -103,8 +103,8 @@ impl PodRules {
                     PRIORITY_MANGLE,
                     vec![Rule::new(
                         "proxy to app: replies come back",
-                        // What came redirected is answered over lo, too, and its answers need no mark to find home.
-                        [Match::Mark(PROXY_MARK), Match::NotRedirected],
+                        // The proxy's answers to what was redirected pass lo, too, and need no mark to find home.
+                        [Match::Mark(PROXY_MARK), Match::Original],
                         Action::SetConnectionMark(RETURN_MARK),
                     )],
                     vec![Rule::new(
