@@ -9,6 +9,7 @@
 //! be repeated.
 
 use crate::agent::decision::{NOT_ENROLLED_REASON, REDIRECTION, annotation};
+use crate::agent::effects::recorded;
 use crate::agent::worker::PEERS_HEAR;
 use crate::app::{MANAGER, check_privileges, watched};
 use crate::config::Config;
@@ -91,10 +92,10 @@ fn clean_pods(config: &Config, host: NetNsId, left: &mut Vec<String>) -> anyhow:
     let records = state.as_ref().map(StateDir::load).transpose().context("read the state folder")?.unwrap_or_default();
     for record in records {
         let name = format!("{}/{}", record.namespace, record.name);
-        let path = finder.find(&record.uid).unwrap_or_else(|| record.netns_path.clone());
+        let found = finder.find(&record.uid).and_then(|path| NetNs::open(&path).ok());
+        let netns = found.filter(|netns| netns.id() == record.netns).or_else(|| recorded(&record));
         // A namespace that cannot be opened is gone, and its rules with it.
-        if let Ok(netns) = NetNs::open(&path)
-            && netns.id() == record.netns
+        if let Some(netns) = netns
             && cleaned.insert(netns.id())
             && let Err(error) = clean(&netns, Some(&record))
         {

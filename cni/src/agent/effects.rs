@@ -103,6 +103,11 @@ pub struct Node {
     pub kept: Mutex<HashMap<String, Kept>>,
 }
 
+/// The namespace that a record speaks of, if its path still leads there: one by a process may lead elsewhere.
+pub(crate) fn recorded(record: &Record) -> Option<NetNs> {
+    NetNs::open(&record.netns_path).ok().filter(|netns| netns.id() == record.netns)
+}
+
 /// A pod whose rules are laid.
 pub struct Kept {
     netns: NetNs,
@@ -112,7 +117,9 @@ pub struct Kept {
 
 impl Effects for Node {
     fn find(&self, pod: &PodId) -> Option<PathBuf> {
-        self.finder.find(&pod.uid)
+        // A runtime without a sandbox process shows nothing of a pod whose containers wait to start again.
+        let recorded = || self.state.get(&pod.uid).filter(|record| recorded(record).is_some());
+        self.finder.find(&pod.uid).or_else(|| recorded().map(|record| record.netns_path))
     }
 
     fn knows(&self, pod: &PodId) -> bool {
@@ -121,6 +128,9 @@ impl Effects for Node {
 
     async fn lay(&self, pod: &PodId, path: &Path, rules: &PodRules, ips: &[IpAddr]) -> Result<(), String> {
         let netns = NetNs::open(path).map_err(|error| format!("network namespace: {error}"))?;
+        if netns.id() == self.host.id() {
+            return Err(format!("network namespace: {} is the node's own", path.display()));
+        }
         let kept = self.kept.lock().remove(&pod.uid);
         let keeper = match kept {
             Some(kept) if kept.netns.id() == netns.id() && kept.rules == *rules => {
@@ -206,9 +216,8 @@ impl Effects for Node {
             }
             // Laid by an earlier agent.
             None => record.as_ref().and_then(|record| {
-                let path = self.finder.find(&pod.uid).unwrap_or_else(|| record.netns_path.clone());
-                // A path by a process may lead elsewhere by now.
-                NetNs::open(&path).ok().filter(|netns| netns.id() == record.netns)
+                let found = self.finder.find(&pod.uid).and_then(|path| NetNs::open(&path).ok());
+                found.filter(|netns| netns.id() == record.netns).or_else(|| recorded(record))
             }),
         };
         let Some(netns) = netns else { return Ok(()) };

@@ -5,29 +5,35 @@
 //!                       0::/kubepods/burstable/pod5f0e…-…/…                                      (the kubelet's own)
 //!   /proc/4711/ns/net   its network namespace; the node's own means host network, or no pod
 //! ```
+//!
+//! An agent in a container with a cgroup namespace of its own sees the paths from there: `/../../pod5f0e…-…/…`.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::Finder;
 
-/// How long a look at all processes counts: many pods are asked for at once when the agent starts.
+/// How long a look at all processes counts at least: many pods are asked for at once when the agent starts.
 const FRESH: Duration = Duration::from_millis(500);
+/// And how many times as long as it took: a pod that has no process for hours is asked for several times a second.
+const REST: u32 = 20;
 
 /// The processes of a node.
 #[derive(Debug)]
 pub struct Processes {
     folder: PathBuf,
     seen: Mutex<Option<Seen>>,
+    told: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Seen {
-    at: Instant,
+    until: Instant,
     /// Of each pod the process that began first: the sandbox's own, which lives as long as the pod.
     pods: HashMap<String, Process>,
 }
@@ -42,20 +48,39 @@ struct Process {
 impl Processes {
     /// Those of this `proc` file system, which must be the node's: an agent in a pod mounts it.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), seen: Mutex::new(None) }
+        Self { folder: folder.into(), seen: Mutex::new(None), told: AtomicBool::new(false) }
     }
 
     /// The network namespaces of all pods that are not on the node's own network.
     pub fn all(&self) -> Vec<PathBuf> {
-        look(&self.folder).into_values().map(|process| namespace(&process.folder)).collect()
+        self.look().into_values().map(|process| namespace(&process.folder)).collect()
+    }
+
+    fn look(&self) -> HashMap<String, Process> {
+        // Without it the node's own could pass for a pod's.
+        match fs::read_link(namespace(&self.folder.join("1"))) {
+            Ok(nodes_own) => look(&self.folder, &nodes_own),
+            Err(error) => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        folder = %self.folder.display(), %error,
+                        "the node's processes cannot be read: pods that run before the agent are not found. Mount the \
+                         node's /proc there, and give the agent CAP_SYS_PTRACE"
+                    );
+                }
+                HashMap::new()
+            }
+        }
     }
 }
 
 impl Finder for Processes {
     fn find(&self, uid: &str) -> Option<PathBuf> {
         let mut seen = self.seen.lock();
-        if seen.as_ref().is_none_or(|seen| seen.at.elapsed() >= FRESH) {
-            *seen = Some(Seen { pods: look(&self.folder), at: Instant::now() });
+        let begin = Instant::now();
+        if seen.as_ref().is_none_or(|seen| begin >= seen.until) {
+            let pods = self.look();
+            *seen = Some(Seen { pods, until: Instant::now() + FRESH.max(begin.elapsed() * REST) });
         }
         let process = seen.as_ref()?.pods.get(uid)?;
         // It may have ended since, and its number may be another's by now.
@@ -69,8 +94,7 @@ fn namespace(process: &Path) -> PathBuf {
 }
 
 /// All pods with a network namespace of their own. What ends meanwhile, or is not ours to look at, is left out.
-fn look(folder: &Path) -> HashMap<String, Process> {
-    let nodes_own = fs::read_link(namespace(&folder.join("1"))).ok();
+fn look(folder: &Path, nodes_own: &Path) -> HashMap<String, Process> {
     let mut pods: HashMap<String, Process> = HashMap::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
@@ -79,7 +103,7 @@ fn look(folder: &Path) -> HashMap<String, Process> {
         let folder = entry.path();
         let Some(uid) = pod_of(&folder) else { continue };
         let (Ok(own), Some(began)) = (fs::read_link(namespace(&folder)), began(&folder)) else { continue };
-        if Some(own) == nodes_own || pods.get(&uid).is_some_and(|first| first.began <= began) {
+        if own == nodes_own || pods.get(&uid).is_some_and(|first| first.began <= began) {
             continue;
         }
         pods.insert(uid, Process { folder, began });
@@ -101,7 +125,16 @@ fn uid_in(path: &str) -> Option<String> {
         None => part.strip_prefix("pod").map(str::to_owned),
     };
     let inside = path.split('/').skip_while(|part| !part.contains("kubepods"));
-    inside.filter_map(named).find(|uid| !uid.is_empty()).map(|uid| uid.replace('_', "-"))
+    let elsewhere = path.split('/').filter(|_| path.starts_with("/.."));
+    let uid = inside.filter_map(named).find(|uid| !uid.is_empty());
+    uid.or_else(|| elsewhere.filter_map(named).find(|uid| is_uid(uid))).map(|uid| uid.replace('_', "-"))
+}
+
+/// A UUID, or the hash of a pod that is made from a file.
+fn is_uid(text: &str) -> bool {
+    let digits = text.bytes().filter(u8::is_ascii_hexdigit).count();
+    let dashes = text.bytes().filter(|byte| *byte == b'-').count();
+    digits == 32 && (dashes == 0 || dashes == 4) && text.len() == digits + dashes
 }
 
 /// Field 22 of `/proc/<pid>/stat` (proc_pid_stat(5)), counted from behind the name, which may hold anything.
@@ -127,6 +160,9 @@ mod tests {
             &format!("/{slices}/cri-containerd-abcdef.scope"),
             &format!("/{slices}/crio-abcdef.scope/container"),
             &format!("/../../{slices}/cri-containerd-abcdef.scope"),
+            // From within another pod's own cgroup.
+            &format!("/../../pod{uid}/abcdef"),
+            &format!("/../../../besteffort/pod{uid}/abcdef"),
             "/kubepods.slice/kubepods-pod5f0e8a3c_1111_4222_8333_444455556666.slice/docker-abcdef.scope",
             &format!(
                 "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{}.slice/cri-containerd-abcdef.scope",
@@ -138,9 +174,15 @@ mod tests {
         // A pod made from a file has a hash for a uid.
         let fixed = "/kubepods/burstable/podd41d8cd98f00b204e9800998ecf8427e/abcdef";
         assert_eq!(uid_in(fixed).as_deref(), Some("d41d8cd98f00b204e9800998ecf8427e"));
-        for path in
-            ["/", "", "/user.slice/podman.service", "/system.slice/podinfo", "/kubepods.slice", "/kubepods/pod/x"]
-        {
+        for path in [
+            "/",
+            "",
+            "/user.slice/podman.service",
+            "/system.slice/podinfo",
+            "/kubepods.slice",
+            "/kubepods/pod/x",
+            "/../../podman/x",
+        ] {
             assert_eq!(uid_in(path), None, "{path}");
         }
     }
@@ -201,5 +243,10 @@ mod tests {
     fn what_is_there_is_read_and_what_is_not_is_no_pod() {
         assert!(began(Path::new("/proc/self")).is_some_and(|ticks| ticks > 0));
         assert_eq!(Processes::new("/nowhere").find("a-1"), None);
+        // Whose network the node's own is cannot be told.
+        let proc = Proc::new();
+        proc.with(40, "0::/kubepods/poda-1/app", "net:[7]", 900);
+        fs::remove_file(proc.0.path().join("1/ns/net")).unwrap();
+        assert_eq!(proc.find("a-1"), None);
     }
 }
