@@ -10,14 +10,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const ACK: u8 = 0x1;
 /// Length of a client's preface, before its first frame (RFC 9113, 3.4).
 const PREFACE_LEN: usize = 24;
-
-/// Requests that wait inside HTTP/2 before more is read. Each read may bring a few dozens.
-const UNTAKEN: usize = 8;
 
 /// What is known of a connection's peer. Clones share it.
 #[derive(Clone, Debug)]
@@ -30,10 +26,6 @@ struct Seen {
     /// Acknowledgements of SETTINGS that have come, and those that HTTP/2 has seen too.
     settings_come: Cell<u64>,
     settings_heard: Cell<u64>,
-    /// HEADERS that have come and that nobody has taken from HTTP/2.
-    headers: Cell<usize>,
-    /// Nothing was read because of them.
-    paused: Cell<bool>,
 }
 
 impl Watch {
@@ -43,20 +35,7 @@ impl Watch {
             flood: Cell::new(None),
             settings_come: Cell::new(0),
             settings_heard: Cell::new(0),
-            headers: Cell::new(0),
-            paused: Cell::new(false),
         }))
-    }
-
-    /// One request was taken from HTTP/2.
-    pub(crate) fn taken(&self) {
-        self.0.headers.set(self.0.headers.get().saturating_sub(1));
-    }
-
-    /// What has come was taken, or is for nobody. Whether there may be more, which was not read.
-    pub(crate) fn all_taken(&self) -> bool {
-        self.0.headers.set(0);
-        self.0.paused.replace(false)
     }
 
     /// Whether the peer has gone too far; nothing more is read from it then.
@@ -97,20 +76,17 @@ pub(crate) struct Guard<Io> {
     incoming: Scanner,
     outgoing: Scanner,
     watch: Watch,
-    /// HTTP/2 keeps the room for all requests that it has ever held at once, so it is given no more before these are
-    /// taken.
-    pauses: bool,
 }
 
 impl<Io> Guard<Io> {
     /// Below the connecting end.
     pub(crate) fn client(io: Io) -> Self {
-        Self { io, incoming: Scanner::new(0), outgoing: Scanner::new(PREFACE_LEN), watch: Watch::new(), pauses: false }
+        Self { io, incoming: Scanner::new(0), outgoing: Scanner::new(PREFACE_LEN), watch: Watch::new() }
     }
 
     /// Below the accepting end.
     pub(crate) fn server(io: Io) -> Self {
-        Self { io, incoming: Scanner::new(PREFACE_LEN), outgoing: Scanner::new(0), watch: Watch::new(), pauses: true }
+        Self { io, incoming: Scanner::new(PREFACE_LEN), outgoing: Scanner::new(0), watch: Watch::new() }
     }
 
     pub(crate) fn watch(&self) -> Watch {
@@ -144,22 +120,13 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Guard<Io> {
         // Whoever asks for more has dealt with all frames that were complete.
         let seen = &this.watch.0;
         seen.settings_heard.set(seen.settings_come.get());
-        if this.pauses && seen.headers.get() >= UNTAKEN {
-            // Whoever polls takes them next, or asks again.
-            seen.paused.set(true);
-            return Poll::Pending;
-        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        let (scanner, now) = (&mut this.incoming, now());
-        let Seen { settings_come: come, headers, .. } = &*this.watch.0;
+        let (scanner, now, come) = (&mut this.incoming, now(), &this.watch.0.settings_come);
         this.watch.judge(|counts| {
             scanner.feed(&buf.filled()[before..], |head| {
                 if head.kind == SETTINGS && head.flags & ACK != 0 {
                     come.set(come.get() + 1);
-                }
-                if head.kind == HEADERS {
-                    headers.set(headers.get() + 1);
                 }
                 counts.received(head, now)
             })
@@ -197,32 +164,5 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Guard<Io> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::raw::{Frame, HEADERS};
-    use futures_util::FutureExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-
-    #[tokio::test]
-    async fn no_more_is_read_while_requests_wait() {
-        let (mut near, far) = duplex(1 << 16);
-        let frame = Frame::new(HEADERS, 0, 1, &[0; 10]).encode();
-        near.write_all(&[0; PREFACE_LEN]).await.unwrap();
-        near.write_all(&frame.repeat(2 * UNTAKEN)).await.unwrap();
-        let mut guard = Guard::server(far);
-        let watch = guard.watch();
-        let mut some = vec![0; PREFACE_LEN + UNTAKEN * frame.len()];
-        guard.read_exact(&mut some).await.unwrap();
-        assert!(guard.read_u8().now_or_never().is_none(), "as many wait as may");
-        watch.taken();
-        guard.read_exact(&mut some[..frame.len()]).await.unwrap();
-        assert!(guard.read_u8().now_or_never().is_none());
-        assert!(watch.all_taken(), "there was more");
-        guard.read_exact(&mut some[..(UNTAKEN - 1) * frame.len()]).await.unwrap();
-        assert!(!watch.all_taken());
     }
 }

@@ -206,11 +206,6 @@ where
         if let Some(flood) = watch.flood() {
             return Poll::Ready(Next::Flood(flood));
         }
-        match &accepted {
-            Poll::Ready(_) => watch.taken(),
-            Poll::Pending if watch.all_taken() => cx.waker().wake_by_ref(),
-            Poll::Pending => {}
-        }
         accepted.map(|accepted| accepted.map_or(Next::End, |request| Next::Request(Box::new(request))))
     })
     .await
