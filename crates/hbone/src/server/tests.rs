@@ -358,7 +358,7 @@ async fn a_request_dropped_without_an_answer_is_cancelled() {
     .await;
 }
 
-/// More than HTTP/2 is given at once; among them some that nobody gets to see.
+/// In one write, many of them before the first is taken; every third is no CONNECT, which no handler gets to see.
 #[tokio::test(start_paused = true)]
 async fn requests_that_come_at_once_are_all_served() {
     local(async {
