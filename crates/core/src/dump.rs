@@ -347,8 +347,7 @@ impl<'a> ServiceDump<'a> {
 }
 
 fn accounts(accounts: &[ServiceAccountMatch]) -> Vec<AccountDump<'_>> {
-    let both = accounts.iter().map(|account| (&*account.namespace, &*account.service_account));
-    both.map(|(namespace, service_account)| AccountDump { namespace, service_account }).collect()
+    accounts.iter().map(|of| AccountDump { namespace: &of.namespace, service_account: &of.service_account }).collect()
 }
 
 fn balancer(load_balancing: &LoadBalancing) -> Option<BalancerDump> {
