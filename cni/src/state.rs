@@ -1,6 +1,6 @@
 //! What the agent must still know after a restart: one small file for each pod that it touched.
 
-use crate::netns::NetNsId;
+use crate::netns::{NetNs, NetNsId};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::IpAddr;
@@ -23,6 +23,13 @@ pub struct Record {
     pub netns_path: PathBuf,
     /// The pod's own `tcp_migrate_req`, to be restored.
     pub tcp_migrate_req: Option<String>,
+}
+
+impl Record {
+    /// The namespace that this speaks of, if the path leads there: one by a process may lead elsewhere by now.
+    pub fn at(&self, path: &Path) -> Option<NetNs> {
+        NetNs::open(path).ok().filter(|netns| netns.id() == self.netns)
+    }
 }
 
 /// The folder of records.

@@ -9,7 +9,6 @@
 //! be repeated.
 
 use crate::agent::decision::{NOT_ENROLLED_REASON, REDIRECTION, annotation};
-use crate::agent::effects::recorded;
 use crate::agent::worker::PEERS_HEAR;
 use crate::app::{MANAGER, check_privileges, watched};
 use crate::config::Config;
@@ -92,10 +91,8 @@ fn clean_pods(config: &Config, host: NetNsId, left: &mut Vec<String>) -> anyhow:
     let records = state.as_ref().map(StateDir::load).transpose().context("read the state folder")?.unwrap_or_default();
     for record in records {
         let name = format!("{}/{}", record.namespace, record.name);
-        let found = finder.find(&record.uid).and_then(|path| NetNs::open(&path).ok());
-        let netns = found.filter(|netns| netns.id() == record.netns).or_else(|| recorded(&record));
         // A namespace that cannot be opened is gone, and its rules with it.
-        if let Some(netns) = netns
+        if let Some(netns) = finder.recorded(&record)
             && cleaned.insert(netns.id())
             && let Err(error) = clean(&netns, Some(&record))
         {

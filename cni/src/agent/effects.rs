@@ -103,11 +103,6 @@ pub struct Node {
     pub kept: Mutex<HashMap<String, Kept>>,
 }
 
-/// The namespace that a record speaks of, if its path still leads there: one by a process may lead elsewhere.
-pub(crate) fn recorded(record: &Record) -> Option<NetNs> {
-    NetNs::open(&record.netns_path).ok().filter(|netns| netns.id() == record.netns)
-}
-
 /// A pod whose rules are laid.
 pub struct Kept {
     netns: NetNs,
@@ -118,7 +113,7 @@ pub struct Kept {
 impl Effects for Node {
     fn find(&self, pod: &PodId) -> Option<PathBuf> {
         // A runtime without a sandbox process shows nothing of a pod whose containers wait to start again.
-        let recorded = || self.state.get(&pod.uid).filter(|record| recorded(record).is_some());
+        let recorded = || self.state.get(&pod.uid).filter(|record| record.at(&record.netns_path).is_some());
         self.finder.find(&pod.uid).or_else(|| recorded().map(|record| record.netns_path))
     }
 
@@ -215,10 +210,7 @@ impl Effects for Node {
                 Some(kept.netns)
             }
             // Laid by an earlier agent.
-            None => record.as_ref().and_then(|record| {
-                let found = self.finder.find(&pod.uid).and_then(|path| NetNs::open(&path).ok());
-                found.filter(|netns| netns.id() == record.netns).or_else(|| recorded(record))
-            }),
+            None => record.as_ref().and_then(|record| self.finder.recorded(record)),
         };
         let Some(netns) = netns else { return Ok(()) };
         let own = record.filter(|record| record.netns == netns.id()).and_then(|record| record.tcp_migrate_req);
