@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{IstioStatus, WorkloadSelector};
+use super::{IstioStatus, WorkloadSelector, schema};
 
 /// Who may call whom.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -22,11 +22,8 @@ use super::{IstioStatus, WorkloadSelector};
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend(
-    "oneOf" = [{"not": {"anyOf": [{"required": ["provider"]}]}}, {"required": ["provider"]}],
-    "x-kubernetes-validations" = [{
-        "rule": "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",
-        "message": "only one of targetRefs or selector can be set"
-    }]
+    "oneOf" = schema::at_most_one(&["provider"]),
+    "x-kubernetes-validations" = schema::selector_or_targets()
 ))]
 pub struct AuthorizationPolicySpec {
     /// Which pods; none means every pod of the namespace, or of the mesh in the root namespace.

@@ -21,7 +21,7 @@ use super::{IstioStatus, TargetRef, WorkloadSelector, schema};
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1", "message": "only one of targetRefs or selector can be set"}]))]
+#[schemars(extend("x-kubernetes-validations" = schema::selector_or_targets()))]
 pub struct RequestAuthenticationSpec {
     /// The issuers whose tokens are taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -71,11 +71,11 @@ pub struct JwtRule {
     pub jwks: Option<String>,
     /// Deprecated: see `jwksUri`.
     #[serde(rename = "jwks_uri", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxLength" = 2048, "minLength" = 1, "x-kubernetes-validations" = [{"rule": r#"url(self).getScheme() in ["http", "https"]"#, "message": "url must have scheme http:// or https://"}]))]
+    #[schemars(extend("maxLength" = 2048, "minLength" = 1, "x-kubernetes-validations" = schema::is_url()))]
     pub jwks_uri_snake: Option<String>,
     /// Where the keys are fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("maxLength" = 2048, "minLength" = 1, "x-kubernetes-validations" = [{"rule": r#"url(self).getScheme() in ["http", "https"]"#, "message": "url must have scheme http:// or https://"}]))]
+    #[schemars(extend("maxLength" = 2048, "minLength" = 1, "x-kubernetes-validations" = schema::is_url()))]
     pub jwks_uri: Option<String>,
     /// Claims that become headers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

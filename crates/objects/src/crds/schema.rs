@@ -1,6 +1,7 @@
 //! Pieces of schemas that several fields share.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
 
 /// A duration as Istio writes it: `1h`, `1.5s`, `10ms`.
 pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
@@ -53,9 +54,35 @@ pub(super) fn workload_ports(_: &mut SchemaGenerator) -> Schema {
             "type": "integer",
             "minimum": 0,
             "maximum": u32::MAX,
-            "x-kubernetes-validations": [
-                { "rule": "0 < self && self <= 65535", "message": "port must be between 1-65535" },
-            ],
+            "x-kubernetes-validations": is_port(),
         },
     })
+}
+
+/// The `oneOf` of an object of whose fields one may be set, or none.
+pub(super) fn at_most_one(fields: &[&str]) -> Value {
+    let each: Vec<Value> = fields.iter().map(|field| json!({ "required": [field] })).collect();
+    let none = json!({ "not": { "anyOf": each } });
+    std::iter::once(none).chain(each).collect()
+}
+
+/// The `x-kubernetes-validations` of a port's number.
+pub(super) fn is_port() -> Value {
+    json!([{ "rule": "0 < self && self <= 65535", "message": "port must be between 1-65535" }])
+}
+
+/// The `x-kubernetes-validations` of where something is fetched.
+pub(super) fn is_url() -> Value {
+    json!([{
+        "rule": r#"url(self).getScheme() in ["http", "https"]"#,
+        "message": "url must have scheme http:// or https://",
+    }])
+}
+
+/// The `x-kubernetes-validations` of a policy: it selects pods, or is attached to targets.
+pub(super) fn selector_or_targets() -> Value {
+    json!([{
+        "rule": "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1",
+        "message": "only one of targetRefs or selector can be set",
+    }])
 }

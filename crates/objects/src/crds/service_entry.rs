@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{IstioStatus, WorkloadEntrySpec};
+use super::{IstioStatus, WorkloadEntrySpec, schema};
 
 /// Hosts that Kubernetes doesn't know as Services.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -76,7 +76,7 @@ pub struct ServicePort {
     #[schemars(extend("maxLength" = 256))]
     pub name: String,
     /// The number.
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "0 < self && self <= 65535", "message": "port must be between 1-65535"}]))]
+    #[schemars(extend("x-kubernetes-validations" = schema::is_port()))]
     pub number: u32,
     /// The protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,7 +84,7 @@ pub struct ServicePort {
     pub protocol: Option<String>,
     /// The endpoints' port, where it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "0 < self && self <= 65535", "message": "port must be between 1-65535"}]))]
+    #[schemars(extend("x-kubernetes-validations" = schema::is_port()))]
     pub target_port: Option<u32>,
 }
 

@@ -23,7 +23,7 @@ use super::{IstioStatus, TargetRef, WorkloadSelector, schema};
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "(has(self.selector) ? 1 : 0) + (has(self.targetRef) ? 1 : 0) + (has(self.targetRefs) ? 1 : 0) <= 1", "message": "only one of targetRefs or selector can be set"}]))]
+#[schemars(extend("x-kubernetes-validations" = schema::selector_or_targets()))]
 pub struct TelemetrySpec {
     /// What is written of requests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -141,7 +141,7 @@ pub struct MetricOverride {
 /// Which metric, on which side: one of the two names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["metric"]}, {"required": ["customMetric"]}]}}, {"required": ["metric"]}, {"required": ["customMetric"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["metric", "customMetric"])))]
 pub struct MetricMatch {
     /// A metric by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -255,7 +255,7 @@ pub struct Tracing {
 /// Where a tag's value comes from: one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["literal"]}, {"required": ["environment"]}, {"required": ["header"]}, {"required": ["formatter"]}]}}, {"required": ["literal"]}, {"required": ["environment"]}, {"required": ["header"]}, {"required": ["formatter"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["literal", "environment", "header", "formatter"])))]
 pub struct CustomTag {
     /// An environment variable of the proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]

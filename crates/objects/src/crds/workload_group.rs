@@ -51,7 +51,7 @@ pub struct ObjectTemplate {
 /// How the health of a workload is found out: one of the checks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["httpGet"]}, {"required": ["tcpSocket"]}, {"required": ["exec"]}, {"required": ["grpc"]}]}}, {"required": ["httpGet"]}, {"required": ["tcpSocket"]}, {"required": ["exec"]}, {"required": ["grpc"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["httpGet", "tcpSocket", "exec", "grpc"])))]
 pub struct ReadinessProbe {
     /// By a command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,7 +102,7 @@ pub struct ExecProbe {
 pub struct GrpcProbe {
     /// The port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "0 < self && self <= 65535", "message": "port must be between 1-65535"}]))]
+    #[schemars(extend("x-kubernetes-validations" = schema::is_port()))]
     pub port: Option<u32>,
     /// The gRPC service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,7 +123,7 @@ pub struct HttpProbe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// The port.
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "0 < self && self <= 65535", "message": "port must be between 1-65535"}]))]
+    #[schemars(extend("x-kubernetes-validations" = schema::is_port()))]
     pub port: u32,
     /// The scheme.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,7 +152,7 @@ pub struct TcpProbe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// The port.
-    #[schemars(extend("x-kubernetes-validations" = [{"rule": "0 < self && self <= 65535", "message": "port must be between 1-65535"}]))]
+    #[schemars(extend("x-kubernetes-validations" = schema::is_port()))]
     pub port: u32,
 }
 

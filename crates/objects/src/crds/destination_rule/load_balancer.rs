@@ -10,7 +10,7 @@ use crate::crds::schema;
 /// Which endpoint gets a request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["simple"]}, {"required": ["consistentHash"]}]}}, {"required": ["simple"]}, {"required": ["consistentHash"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["simple", "consistentHash"])))]
 pub struct LoadBalancer {
     /// By a hash of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,7 +36,7 @@ pub struct LoadBalancer {
 /// Requests with the same value go to the same endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("allOf" = [{"oneOf": [{"not": {"anyOf": [{"required": ["httpHeaderName"]}, {"required": ["httpCookie"]}, {"required": ["useSourceIp"]}, {"required": ["httpQueryParameterName"]}]}}, {"required": ["httpHeaderName"]}, {"required": ["httpCookie"]}, {"required": ["useSourceIp"]}, {"required": ["httpQueryParameterName"]}]}, {"oneOf": [{"not": {"anyOf": [{"required": ["ringHash"]}, {"required": ["maglev"]}]}}, {"required": ["ringHash"]}, {"required": ["maglev"]}]}]))]
+#[schemars(extend("allOf" = [{"oneOf": schema::at_most_one(&["httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName"])}, {"oneOf": schema::at_most_one(&["ringHash", "maglev"])}]))]
 pub struct ConsistentHash {
     /// By a cookie.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -19,7 +19,7 @@ pub struct DirectResponse {
 /// The answer's body: one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["string"]}, {"required": ["bytes"]}]}}, {"required": ["string"]}, {"required": ["bytes"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["string", "bytes"])))]
 pub struct DirectResponseBody {
     /// The body in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub struct FaultInjection {
 /// A share of the requests is answered with an error.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["httpStatus"]}, {"required": ["grpcStatus"]}, {"required": ["http2Error"]}]}}, {"required": ["httpStatus"]}, {"required": ["grpcStatus"]}, {"required": ["http2Error"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["httpStatus", "grpcStatus", "http2Error"])))]
 pub struct Abort {
     /// The gRPC status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ pub struct Percent {
 /// A share of the requests waits first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["fixedDelay"]}, {"required": ["exponentialDelay"]}]}}, {"required": ["fixedDelay"]}, {"required": ["exponentialDelay"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["fixedDelay", "exponentialDelay"])))]
 pub struct Delay {
     /// The mean of delays that vary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,7 +94,7 @@ pub struct Delay {
 /// Sends the client elsewhere.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["port"]}, {"required": ["derivePort"]}]}}, {"required": ["port"]}, {"required": ["derivePort"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["port", "derivePort"])))]
 pub struct Redirect {
     /// The host that is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

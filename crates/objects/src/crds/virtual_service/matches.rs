@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::crds::schema;
+
 /// How text must match: one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("oneOf" = [{"not": {"anyOf": [{"required": ["exact"]}, {"required": ["prefix"]}, {"required": ["regex"]}]}}, {"required": ["exact"]}, {"required": ["prefix"]}, {"required": ["regex"]}]))]
+#[schemars(extend("oneOf" = schema::at_most_one(&["exact", "prefix", "regex"])))]
 pub struct StringMatch {
     /// Letter by letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
