@@ -13,6 +13,7 @@ use aquifer_istiod_lite::analyze::{Code, Finding, Level, Origin, analyze};
 use aquifer_istiod_lite::index;
 use aquifer_istiod_lite::revision::{self, Revision};
 use aquifer_istiod_lite::translate::Mesh;
+use aquifer_objects::validate::is_dns_name;
 use aquifer_objects::{Kind, ObjectKey, Selection, source};
 use clap::{Args, ValueEnum};
 
@@ -87,28 +88,19 @@ impl View {
     }
 }
 
-fn domain(text: &str) -> Result<String, String> {
-    let label = |label: &str| {
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        !label.is_empty() && label.chars().all(inner) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    let is_domain = text.split('.').all(label);
-    is_domain.then(|| text.to_owned()).ok_or_else(|| "must be a DNS domain, such as \"cluster.local\"".to_owned())
+fn domain(text: &str) -> Result<String, &'static str> {
+    is_dns_name(text).then(|| text.to_owned()).ok_or("must be a DNS domain, such as \"cluster.local\"")
 }
 
-fn revision_name(text: &str) -> Result<String, String> {
-    let is_name = !text.contains('.') && text.len() <= 40 && domain(text).is_ok();
-    is_name
-        .then(|| text.to_owned())
-        .ok_or_else(|| "must be lower-case letters, digits and dashes, 40 at most, such as \"1-30-0\"".to_owned())
+fn revision_name(text: &str) -> Result<String, &'static str> {
+    revision::check_name(text).map(|()| text.to_owned())
 }
 
 /// The exit code: see docs/analyze.md.
 pub(crate) fn run(command: &Command) -> Result<u8> {
     let view = View::of(command);
     let mut lines = if command.files.is_empty() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-        runtime.block_on(of_cluster(command, view))?
+        cluster::block_on(of_cluster(command, view))?
     } else {
         of_files(&command.files, view)?
     };
@@ -167,10 +159,10 @@ async fn of_cluster(command: &Command, view: View) -> Result<Vec<Line>> {
         place: None,
         message: finding.message,
     };
-    let config = (&view.mesh.system_namespace, &view.mesh.config_map);
     let has_config = objects.iter().any(|object| object.kind() == Kind::ConfigMap);
     if !has_config && command.revision != revision::DEFAULT {
-        eprintln!("note: there is no ConfigMap {}/{}: the MeshConfig is taken as empty", config.0, config.1);
+        let (namespace, name) = (&view.mesh.system_namespace, &view.mesh.config_map);
+        eprintln!("note: there is no ConfigMap {namespace}/{name}: the MeshConfig is taken as empty");
     }
     let found = analyze(objects, view.mesh, &view.revision, Origin::Cluster);
     Ok(wrong.chain(found.into_iter().map(line)).collect())

@@ -1,9 +1,15 @@
 //! Which cluster, or which folder in its place, a command is about.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use aquifer_objects::{Source, source};
+
+/// Runs what asks a cluster to its end.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?.block_on(work)
+}
 
 /// The objects of the kubeconfig's cluster; those of the folder, if only that is named.
 pub(crate) async fn source(manifests: Option<&Path>, kubeconfig: Option<&Path>) -> Result<Source> {

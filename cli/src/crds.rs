@@ -2,13 +2,15 @@
 //!
 //! A cluster may have Istio's own of the same names. Those stay: what tells ours apart is a label.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use aquifer_objects::Cluster;
 use aquifer_objects::cluster::Installed;
 use clap::{Args, Subcommand};
 use serde_json::Value;
+
+use crate::cluster;
 
 /// The field manager of what we write.
 const MANAGER: &str = "aquifer";
@@ -57,10 +59,7 @@ pub(crate) fn run(command: &Command) -> Result<u8> {
             print!("{}", stream());
             Ok(0)
         }
-        Action::Apply { kubeconfig } => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-            runtime.block_on(apply(kubeconfig.clone()))
-        }
+        Action::Apply { kubeconfig } => cluster::block_on(apply(kubeconfig.as_deref())),
     }
 }
 
@@ -68,8 +67,8 @@ fn stream() -> String {
     FILES.iter().map(|file| format!("---\n{file}")).collect()
 }
 
-async fn apply(kubeconfig: Option<PathBuf>) -> Result<u8> {
-    let file = crate::cluster::kubeconfig(kubeconfig.as_deref())?;
+async fn apply(kubeconfig: Option<&Path>) -> Result<u8> {
+    let file = cluster::kubeconfig(kubeconfig)?;
     let cluster =
         Cluster::from_kubeconfig(&file).await.context("cannot use the cluster (--kubeconfig names another)")?;
     for text in FILES {
@@ -94,7 +93,6 @@ fn outcome(installed: Installed) -> &'static str {
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
-    use std::path::Path;
 
     use serde::Deserialize as _;
 

@@ -65,8 +65,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn run(command: &Command) -> Result<u8> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(async {
+    cluster::block_on(async {
         let source = cluster::source(command.manifests.as_deref(), command.kubeconfig.as_deref()).await?;
         follow(command, &source).await
     })

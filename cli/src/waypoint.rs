@@ -8,7 +8,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use aquifer_objects::crds::gateway_api::Gateway;
 use aquifer_objects::{Kind, Object, ObjectKey, Selection, Source, WriteError};
 use clap::{Args, Subcommand, ValueEnum};
@@ -118,8 +118,7 @@ enum Traffic {
 }
 
 pub(crate) fn run(command: &Command) -> Result<u8> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(dispatch(command))
+    cluster::block_on(dispatch(command))
 }
 
 async fn dispatch(command: &Command) -> Result<u8> {

@@ -216,10 +216,8 @@ fn jwt(vars: &mut Vars<'_>, needed: bool) -> Option<(String, PathBuf)> {
 
 fn revision(vars: &mut Vars<'_>) -> Revision {
     let name = non_empty(vars, "REVISION", revision::DEFAULT);
-    // It becomes part of the names of objects.
-    let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if !name.chars().all(label) || name.starts_with('-') || name.ends_with('-') || name.len() > 40 {
-        vars.error("REVISION", "must be lower-case letters, digits and dashes, 40 at most, such as \"1-30-0\"");
+    if let Err(remedy) = revision::check_name(&name) {
+        vars.error("REVISION", remedy);
     }
     let tags = list(&vars.string_or("REVISION_TAGS", ""));
     let is_default = vars.bool("DEFAULT_REVISION", name == revision::DEFAULT);

@@ -6,12 +6,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aquifer_objects::validate::is_dns_name;
 use aquifer_objects::{Kind, Object};
 
 /// The label.
 pub const LABEL: &str = "istio.io/rev";
 /// The revision, and the tag, of objects that name none.
 pub const DEFAULT: &str = "default";
+
+/// Whether a control plane may have this revision's name: it becomes part of the names of objects. Else what it must be.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    if is_dns_name(name) && !name.contains('.') && name.len() <= 40 {
+        return Ok(());
+    }
+    Err("must be lower-case letters, digits and dashes, 40 at most, such as \"1-30-0\"")
+}
 
 /// This control plane's revision.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use crate::crds::{
 };
 use crate::kinds::Object;
 
-pub use self::names::labels;
+pub use self::names::{is_dns_name, labels};
 
 /// One field that is wrong, by its path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -16,6 +16,11 @@ pub fn labels<'a>(path: &str, labels: impl IntoIterator<Item = (&'a str, &'a str
     errors.0
 }
 
+/// Whether it is a DNS name in lower case, without a dot at its end: what most kinds are named by, and a cluster's domain.
+pub fn is_dns_name(text: &str) -> bool {
+    dns_subdomain(text).is_none()
+}
+
 pub(super) fn metadata(kind: Kind, meta: &ObjectMeta, errors: &mut Errors) {
     if let Some(name) = &meta.name {
         let wrong = match kind {
