@@ -20,6 +20,8 @@ fn code(object: Option<&Object>, condition: &PolicyCondition) -> Option<&'static
     let yes = condition.status == "True";
     match (condition.type_.as_str(), yes, condition.reason.as_str()) {
         (NO_EFFECT, true, PRINCIPAL_WITH_SCHEME) => Some(codes::PRINCIPAL_WITH_SCHEME),
+        // Of several hosts some are another's.
+        (NO_EFFECT, true, "HostConflict") => Some(codes::HOST_CONFLICT),
         (NO_EFFECT, yes, _) => yes.then_some(codes::FIELD_WITHOUT_EFFECT),
         (DEPRECATED, yes, _) => yes.then_some(codes::DEPRECATED_FIELD),
         ("istio.io/WaypointMissing", yes, _) => yes.then_some(codes::NO_WAYPOINT),
@@ -64,5 +66,29 @@ fn refused(type_: &str, object: Option<&Object>, reason: &str) -> &'static Code 
         "HostConflict" => codes::HOST_CONFLICT,
         "Invalid" | "PartiallyInvalid" => codes::INVALID_TARGET,
         _ => OTHER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aquifer_objects::Kind;
+
+    use super::*;
+    use crate::translate::status::condition;
+
+    /// Nothing that is written today has it: it keeps a condition that is new from being lost.
+    #[test]
+    fn a_refusal_that_has_no_code_of_its_own_is_told_all_the_same() {
+        let key = ObjectKey::new(Kind::ServiceEntry, "shop", "a");
+        for (type_, status, told) in [
+            (ACCEPTED, false, Some("AQ0099")),
+            (WAYPOINT_ACCEPTED, false, Some("AQ0099")),
+            ("example.org/New", false, Some("AQ0099")),
+            ("example.org/New", true, None),
+        ] {
+            let found = finding(&key, None, &condition(type_, status, "New", "something new".to_owned()));
+            assert_eq!(found.as_ref().map(|found| found.code.code), told, "{type_} {status}");
+            assert!(found.is_none_or(|found| found.message == "something new"));
+        }
     }
 }
