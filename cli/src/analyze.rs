@@ -2,6 +2,7 @@
 
 mod files;
 mod manifests;
+mod notes;
 mod print;
 #[cfg(test)]
 mod tests;
@@ -13,8 +14,8 @@ use aquifer_istiod_lite::analyze::{Code, Finding, Level, Origin, analyze};
 use aquifer_istiod_lite::index;
 use aquifer_istiod_lite::revision::{self, Revision};
 use aquifer_istiod_lite::translate::Mesh;
-use aquifer_objects::validate::is_dns_name;
-use aquifer_objects::{Kind, ObjectKey, Selection, source};
+use aquifer_objects::validate::{is_dns_name, labels};
+use aquifer_objects::{Kind, Object, ObjectKey, Selection, source};
 use clap::{Args, ValueEnum};
 
 use self::manifests::Place;
@@ -43,6 +44,10 @@ pub(crate) struct Command {
     /// The control plane whose view is meant: its MeshConfig (`istio-<revision>`), and no object of another's
     #[arg(long, default_value = revision::DEFAULT, value_parser = revision_name)]
     revision: String,
+    /// Further names of that control plane in labels istio.io/rev, as its REVISION_TAGS; `default` if it has the objects
+    /// without a label
+    #[arg(long, value_delimiter = ',', value_parser = tag)]
+    revision_tags: Vec<String>,
     /// The cluster's kubeconfig; ~/.kube/config if neither this nor KUBECONFIG is set
     #[arg(short = 'c', long, env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
@@ -76,7 +81,8 @@ struct View {
 
 impl View {
     fn of(command: &Command) -> Self {
-        let revision = Revision::new(&command.revision, [], command.revision == revision::DEFAULT);
+        let tags = command.revision_tags.iter().filter(|tag| !tag.is_empty()).cloned();
+        let revision = Revision::new(&command.revision, tags, command.revision == revision::DEFAULT);
         let mesh = Mesh {
             root_namespace: command.root_namespace.clone(),
             system_namespace: command.root_namespace.clone(),
@@ -94,6 +100,14 @@ fn domain(text: &str) -> Result<String, &'static str> {
 
 fn revision_name(text: &str) -> Result<String, &'static str> {
     revision::check_name(text).map(|()| text.to_owned())
+}
+
+fn tag(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match labels("", [(revision::LABEL, text)]).into_iter().next() {
+        Some(wrong) => Err(wrong.message),
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// The exit code: see docs/analyze.md.
@@ -131,14 +145,21 @@ fn of_files(files: &[PathBuf], view: View) -> Result<Vec<Line>> {
     for file in &read.empty {
         eprintln!("note: {} holds no object", file.display());
     }
-    let line = |finding: Finding| Line {
-        code: finding.code,
-        place: read.places.get(&finding.object).cloned(),
-        object: Some(finding.object),
-        message: finding.message,
-    };
-    let found = analyze(read.objects.clone(), view.mesh, &view.revision, Origin::Manifests(read.workloads()));
-    Ok(read.wrong.iter().cloned().chain(found.into_iter().map(line)).collect())
+    let mut lines = judged(read.objects.clone(), view, Origin::Manifests(read.workloads()));
+    for line in &mut lines {
+        line.place = line.object.as_ref().and_then(|object| read.places.get(object)).cloned();
+    }
+    Ok(read.wrong.into_iter().chain(lines).collect())
+}
+
+/// What the control plane makes of the objects.
+fn judged(objects: Vec<Object>, view: View, origin: Origin) -> Vec<Line> {
+    for note in notes::of_other_revisions(&objects, &view.revision) {
+        eprintln!("note: {note}");
+    }
+    let found = analyze(objects, view.mesh, &view.revision, origin);
+    let line = |Finding { code, object, message }| Line { code, object: Some(object), place: None, message };
+    found.into_iter().map(line).collect()
 }
 
 async fn of_cluster(command: &Command, view: View) -> Result<Vec<Line>> {
@@ -153,19 +174,12 @@ async fn of_cluster(command: &Command, view: View) -> Result<Vec<Line>> {
     let (objects, problems) = source.read(&selections(&view.mesh)).await?;
     let wrong =
         problems.into_iter().map(|message| Line { code: Code::manifest_invalid(), object: None, place: None, message });
-    let line = |finding: Finding| Line {
-        code: finding.code,
-        object: Some(finding.object),
-        place: None,
-        message: finding.message,
-    };
     let has_config = objects.iter().any(|object| object.kind() == Kind::ConfigMap);
     if !has_config && command.revision != revision::DEFAULT {
         let (namespace, name) = (&view.mesh.system_namespace, &view.mesh.config_map);
         eprintln!("note: there is no ConfigMap {namespace}/{name}: the MeshConfig is taken as empty");
     }
-    let found = analyze(objects, view.mesh, &view.revision, Origin::Cluster);
-    Ok(wrong.chain(found.into_iter().map(line)).collect())
+    Ok(wrong.chain(judged(objects, view, Origin::Cluster)).collect())
 }
 
 /// What the control plane reads, and the grants that routes need.

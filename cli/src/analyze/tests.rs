@@ -62,6 +62,116 @@ fn what_is_applied_last_stays() {
     assert_eq!(read.places.values().next().unwrap().file, Path::new("b.yaml"));
 }
 
+/// A namespace of the mesh with two Services, a waypoint and one that is attached to it.
+const SHOP: &str = "apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+";
+
+fn entry(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{addresses: [10.1.0.1], ports: [{{number: 80, name: http}}], resolution: STATIC, {rest}}}\n---\n"
+    )
+}
+
+#[test]
+fn codes_that_statuses_have_come_out_of_the_command() {
+    let policy = |spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: shop}}\nspec: {spec}\n"
+        )
+    };
+    let class = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}";
+    let canary = "{istio.io/use-waypoint: waypoint, istio.io/use-waypoint-canary: absent}";
+    let cases = [
+        (
+            entry("a", "hosts: [x.example]") + &entry("b", "hosts: [x.example]"),
+            "error AQ0007 ServiceEntry/shop/b",
+            "x.example is that of",
+        ),
+        (
+            entry("a", "hosts: [x.example]") + &entry("b", "hosts: [x.example, y.example]"),
+            "error AQ0007 ServiceEntry/shop/b",
+            "x.example is that of",
+        ),
+        (entry("a", "hosts: [web.shop.svc.cluster.local]"), "error AQ0007 ServiceEntry/shop/a", "is that of"),
+        (
+            policy(&format!("{{targetRefs: [{class}], rules: [{{}}]}}")),
+            "error AQ0008 AuthorizationPolicy/shop/a",
+            "must be in the root namespace `istio-system`",
+        ),
+        (
+            entry("a", "hosts: [x.example], exportTo: ['.']"),
+            "warning AQ0009 ServiceEntry/shop/a",
+            "exportTo has no effect",
+        ),
+        (
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: api, namespace: shop, labels: {canary}}}\nspec: {{clusterIP: 10.0.0.2, ports: [{{port: 80}}]}}\n"
+            ),
+            "warning AQ0014 Service/shop/api",
+            "Canary waypoint not attached: waypoint \"shop/absent\" is not ready",
+        ),
+    ];
+    for (manifest, beginning, part) in cases {
+        let text = print::text(&lines(&format!("{SHOP}{manifest}")));
+        let is_it = |row: &str| row.starts_with(&format!("{beginning} (")) && row.contains(part);
+        assert!(text.lines().any(is_it), "{beginning} …{part}… not in\n{text}");
+    }
+}
+
+/// An API server takes what a manifest is refused for: only what comes from there has this.
+#[test]
+fn a_value_that_an_api_server_took_is_named() {
+    let spec = r#"{"rules": [{"from": [{"source": {"ipBlocks": ["10.0.0.0/33"]}}]}]}"#;
+    let manifest = format!(
+        r#"{{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {{"name": "a", "namespace": "shop"}}, "spec": {spec}}}"#
+    );
+    let policy = aquifer_objects::parse::parse_object(serde_json::from_str(&manifest).unwrap()).unwrap();
+    let text = print::text(&judged(vec![policy], View::default(), Origin::Cluster));
+    let row = text.lines().next().unwrap();
+    assert!(row.starts_with("error AQ0016 AuthorizationPolicy/shop/a: ") && row.contains("10.0.0.0/33"), "{text}");
+
+    let text = print::text(&lines(&manifest));
+    assert!(text.starts_with("error AQ0050 ") && text.contains("10.0.0.0/33"), "{text}");
+}
+
+#[test]
+fn a_tag_means_its_revision() {
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/rev: prod}}\n---\n";
+    let labelled = BAD.replace("{name: a", "{labels: {istio.io/rev: prod}, name: a");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.yaml"), format!("{namespace}{labelled}")).unwrap();
+    let objects = || manifests::read(&[folder.path().to_owned()]).unwrap().objects;
+    let found = |arguments: &[&str]| {
+        let view = View::of(&command(arguments).unwrap());
+        let notes = notes::of_other_revisions(&objects(), &view.revision);
+        (judged(objects(), view, Origin::Cluster).len(), notes)
+    };
+
+    let (count, notes) = found(&["--revision", "1-30"]);
+    assert_eq!((count, notes.len()), (0, 2), "{notes:?}");
+    assert!(notes[0].contains("1 objects labelled istio.io/rev: prod are not looked at"), "{notes:?}");
+    assert!(notes[1].contains("1-30 writes no status in shop"), "{notes:?}");
+    assert!(notes.iter().all(|note| note.contains("--revision-tags prod")), "{notes:?}");
+    for view in [&["--revision", "1-30", "--revision-tags", "stable, prod"][..], &["--revision", "prod"]] {
+        assert_eq!(found(view), (1, Vec::new()), "{view:?}");
+    }
+    assert!(command(&["--revision-tags", "prod/x"]).unwrap_err().to_string().contains("must be 1 to 63"));
+}
+
 fn command(arguments: &[&str]) -> Result<Command, clap::Error> {
     #[derive(clap::Parser)]
     struct Only {
