@@ -359,21 +359,19 @@ fn workers(vars: &mut Vars<'_>, concurrency: Option<usize>, cpus: usize) -> usiz
     let limit = cpu_count(vars, "ZTUNNEL_CPU_LIMIT").or_else(|| cpu_count(vars, "ZTUNNEL_RESOURCE_CPU_LIMIT"));
     let request = cpu_count(vars, "ZTUNNEL_RESOURCE_CPU_REQUEST");
     let cpus = limit.unwrap_or(cpus);
-    let share = |percent: usize| (cpus * percent).div_ceil(100);
+    let share = |percent: f64| ((cpus as f64 * percent / 100.0).ceil() as usize).max(1);
     let chosen = vars.with("ZTUNNEL_WORKER_THREADS", |text| {
-        let (number, is_share) = match text.strip_suffix('%') {
-            Some(number) => (number, true),
-            None => (text, false),
+        let found = match text.strip_suffix('%') {
+            Some(number) => number.trim().parse().ok().filter(|percent| *percent > 0.0 && *percent <= 100.0).map(share),
+            None => text.trim().parse().ok().filter(|threads| *threads > 0),
         };
-        match number.trim().parse::<usize>() {
-            Ok(0) | Err(_) => Err(format!("{text:?} is neither a number of threads nor a percentage")),
-            Ok(percent) if is_share => Ok(share(percent).max(1)),
-            Ok(threads) => Ok(threads),
-        }
+        found.ok_or_else(|| {
+            format!("{text:?} is neither a number of threads nor a share of the processors such as \"50%\"")
+        })
     });
     // A ProxyConfig's concurrency of 0 means "choose".
     let chosen = chosen.or(concurrency.filter(|n| *n > 0));
-    chosen.unwrap_or_else(|| share(25).max(request.unwrap_or(0)).max(2))
+    chosen.unwrap_or_else(|| share(25.0).max(request.unwrap_or(0)).max(2))
 }
 
 /// Whole processors, rounded up; Kubernetes' downward API gives whole ones, people also write `1.5` or `1500m`.

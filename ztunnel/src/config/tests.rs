@@ -127,6 +127,10 @@ fn threads() {
         (&[("ZTUNNEL_WORKER_THREADS", "1")], 1),
         (&[("ZTUNNEL_WORKER_THREADS", "50%")], 8),
         (&[("ZTUNNEL_WORKER_THREADS", "1%")], 1),
+        (&[("ZTUNNEL_WORKER_THREADS", "12.5%")], 2),
+        (&[("ZTUNNEL_WORKER_THREADS", "100%")], 16),
+        (&[("ZTUNNEL_WORKER_THREADS", "50%"), ("ZTUNNEL_CPU_LIMIT", "2500m")], 2),
+        (&[("ZTUNNEL_WORKER_THREADS", "")], 4),
         (&[("ZTUNNEL_CPU_LIMIT", "2")], 2),
         (&[("ZTUNNEL_RESOURCE_CPU_LIMIT", "32")], 8),
         (&[("ZTUNNEL_CPU_LIMIT", "4"), ("ZTUNNEL_RESOURCE_CPU_LIMIT", "32")], 2),
@@ -138,6 +142,11 @@ fn threads() {
     ];
     for (vars, expect) in table {
         assert_eq!(read(vars).workers, *expect, "{vars:?}");
+    }
+    for wrong in ["0", "-1", "two", "1.5", "0%", "101%", "-5%", "%", "NaN%", "inf%", "18446744073709551615%"] {
+        let errors = try_read(&[("ZTUNNEL_WORKER_THREADS", wrong)], &around()).unwrap_err();
+        let [error] = &errors.0[..] else { panic!("{errors}") };
+        assert!(error.key == "ZTUNNEL_WORKER_THREADS" && error.message.contains("\"50%\""), "{errors}");
     }
     let two_cpus = Surroundings { cpus: 2, ..around() };
     assert_eq!(try_read(&[], &two_cpus).unwrap().workers, 2);
