@@ -140,7 +140,7 @@ pub async fn run(config: Config, level: LogLevel) -> anyhow::Result<()> {
         certs: certs.clone(),
         config: config.clone(),
     };
-    let admin = localhost("admin", config.ports.admin).await?;
+    let admin = Server::bind_loopback("admin", config.ports.admin, config.ports.ipv6).await?;
     let stats = wildcard("stats", &config.ports, config.ports.stats).await?;
     let health = wildcard("readiness", &config.ports, config.ports.readiness).await?;
     admin::routes(pages, level, quit.clone()).serve(admin, &control_tasks, control.clone());
@@ -287,10 +287,6 @@ fn cut_the_revoked(revocations: &Revocations, workers: Workers, tasks: &Tracker)
             }
         }
     });
-}
-
-async fn localhost(name: &'static str, port: u16) -> io::Result<Server> {
-    Server::bind(name, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
 }
 
 async fn wildcard(name: &'static str, ports: &config::Ports, port: u16) -> io::Result<Server> {

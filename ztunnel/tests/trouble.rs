@@ -9,12 +9,17 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use aquifer_runtime::http::{Server, handler, text};
+use aquifer_runtime::{Cancel, Tracker};
+use http::StatusCode;
 use support::net::{TestPod, Wire};
 use support::node::{Node, TestCa, service, update, workload};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use ztunnel::inpod::netns::Netns;
 
 const BOUND: Duration = Duration::from_secs(30);
+const NO_IPV6: &str = "for f in all default lo eth0; do echo 1 > /proc/sys/net/ipv6/conf/$f/disable_ipv6; done";
 
 #[allow(clippy::disallowed_methods)] // The test's own server is no task of the proxy.
 fn greet(pod: &TestPod) -> SocketAddr {
@@ -43,7 +48,7 @@ async fn a_broken_pod_is_an_error_of_its_own() {
     let wire = Wire::new();
     let (client, server, four) = (wire.pod(1), wire.pod(2), wire.pod(3));
     // The third has no IPv6 at all, not even on loopback.
-    four.namespace.sh("for f in all default lo eth0; do echo 1 > /proc/sys/net/ipv6/conf/$f/disable_ipv6; done");
+    four.namespace.sh(NO_IPV6);
     client.redirect();
     server.redirect();
     four.namespace.feed("nft", &["-f", "-"], support::net::RULES);
@@ -76,4 +81,34 @@ async fn a_broken_pod_is_an_error_of_its_own() {
         assert!(greeted(&client, greet(pod)).await, "{what}");
     }
     assert_eq!(node.tracker.panics(), 0);
+}
+
+/// The admin port, in a network namespace with IPv6 on its loopback and in one without.
+#[test]
+fn loopback_is_listened_on_by_every_family_that_it_has() {
+    let wire = Wire::new();
+    let (both, four) = (wire.pod(1), wire.pod(2));
+    four.namespace.sh(NO_IPV6);
+    let reached = |pod: &TestPod, ipv6: bool| {
+        let within = async {
+            let server = Server::bind_loopback("admin", 15000, ipv6).await.unwrap();
+            let (tracker, cancel) = (Tracker::new(), Cancel::new());
+            server.serve(handler(|_| async { text(StatusCode::OK, "here") }), &tracker, cancel);
+            let mut reached = Vec::new();
+            for address in ["127.0.0.1:15000", "[::1]:15000"] {
+                let Ok(mut stream) = TcpStream::connect(address).await else { continue };
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                assert!(answer.ends_with("here"), "{answer}");
+                reached.push(address);
+            }
+            reached
+        };
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        pod.namespace.netns.run(|| runtime().block_on(within)).unwrap()
+    };
+    assert_eq!(reached(&both, true), ["127.0.0.1:15000", "[::1]:15000"]);
+    assert_eq!(reached(&both, false), ["127.0.0.1:15000"]);
+    assert_eq!(reached(&four, true), ["127.0.0.1:15000"]);
 }

@@ -78,6 +78,8 @@ pub fn with_type(status: StatusCode, content_type: &'static str, body: impl Into
 pub struct Server {
     name: &'static str,
     listener: TcpListener,
+    /// Of the other family, where one listener doesn't take both.
+    second: Option<TcpListener>,
 }
 
 // A caller that sends its request too slowly would hold a descriptor for ever.
@@ -89,7 +91,22 @@ impl Server {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| io::Error::new(e.kind(), format!("{name} server on {address}: {e}")))?;
-        Ok(Self { name, listener })
+        Ok(Self::on(name, listener))
+    }
+
+    /// Binds `port` on 127.0.0.1 and, if `ipv6` is set and the machine's loopback has it, on ::1.
+    pub async fn bind_loopback(name: &'static str, port: u16, ipv6: bool) -> io::Result<Self> {
+        let mut server = Self::bind(name, (Ipv4Addr::LOCALHOST, port).into()).await?;
+        if ipv6 {
+            let port = server.local_addr()?.port();
+            match Self::bind(name, (Ipv6Addr::LOCALHOST, port).into()).await {
+                Ok(other) => server.second = Some(other.listener),
+                // As with the wildcard: any other trouble is that there is no such address.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+                Err(error) => tracing::debug!(%error, "no IPv6 on loopback"),
+            }
+        }
+        Ok(server)
     }
 
     /// Binds `port` on all addresses, of both families where the machine has both.
@@ -105,27 +122,29 @@ impl Server {
 
     /// Serves a listener that somebody else bound.
     pub fn on(name: &'static str, listener: TcpListener) -> Self {
-        Self { name, listener }
+        Self { name, listener, second: None }
     }
 
-    /// Where it listens.
+    /// Where it listens; of two addresses that of IPv4.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves on a task of `tracker` until the drain; then open connections end after their current request.
+    /// Serves on tasks of `tracker` until the drain; then open connections end after their current request.
     pub fn serve(self, handler: Handler, tracker: &Tracker, cancel: Cancel) {
-        let (name, connections) = (self.name, tracker.clone());
-        tracker.spawn(name, async move {
-            let listener = self.listener;
-            let serve = |(stream, peer)| {
-                let (handler, cancel) = (handler.clone(), cancel.child());
-                connections.spawn(name, connection(name, stream, peer, handler, cancel));
-            };
-            if let Err(error) = accept_loop(name, || listener.accept(), serve, &cancel).await {
-                tracing::error!(server = name, %error, "server stopped");
-            }
-        });
+        let name = self.name;
+        for listener in [Some(self.listener), self.second].into_iter().flatten() {
+            let (handler, connections, cancel) = (handler.clone(), tracker.clone(), cancel.clone());
+            tracker.spawn(name, async move {
+                let serve = |(stream, peer)| {
+                    let (handler, cancel) = (handler.clone(), cancel.child());
+                    connections.spawn(name, connection(name, stream, peer, handler, cancel));
+                };
+                if let Err(error) = accept_loop(name, || listener.accept(), serve, &cancel).await {
+                    tracing::error!(server = name, %error, "server stopped");
+                }
+            });
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Section 8.1: the ports that people and istioctl look at.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 
@@ -130,6 +130,7 @@ async fn addresses() -> Result<()> {
         let to = SocketAddr::new(net::ipv4(1), port);
         assert_eq!(elsewhere.connect(to).await.is_ok(), open, "{port}");
     }
+    world.stage.host.connect(SocketAddr::from((Ipv6Addr::LOCALHOST, 15000))).await.context("loopback over IPv6")?;
     for port in [15000, 15020, 15021] {
         assert_eq!(world.stage.get(port, "/nothing-here").await?.0, 404, "{port}");
     }
