@@ -4,6 +4,8 @@
 //! sets that it has met ([`TcpSeries`]), and a connection looks there once. Bytes are counted by the copy itself and
 //! added here once a second and at the end: nothing on the byte path is shared between threads.
 
+mod strangers;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::{self, Write};
@@ -11,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
+use aquifer_core::hbone::Baggage;
 use aquifer_core::identity::Identity;
 use aquifer_core::reason::Reason;
 use aquifer_core::service::Service;
@@ -22,6 +25,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
+
+use self::strangers::Strangers;
 
 /// Which end of a connection reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -385,6 +390,7 @@ pub struct WorkerMetrics {
     series: RefCell<HashMap<TcpLabels, Rc<TcpSeries>>>,
     /// Those of the connections before, found without their labels.
     recent: RefCell<HashMap<Between, (Parties, Rc<TcpSeries>)>>,
+    strangers: RefCell<Strangers>,
 }
 
 /// Label sets that a worker remembers at most; beyond, it forgets all and begins anew.
@@ -420,13 +426,19 @@ impl WorkerMetrics {
     #[must_use]
     pub fn new(shared: Arc<ProxyMetrics>, worker: usize) -> Self {
         let carried = shared.carried.get_or_create_owned(&WorkerLabels { worker });
-        Self { shared, carried, series: RefCell::default(), recent: RefCell::default() }
+        Self { shared, carried, series: RefCell::default(), recent: RefCell::default(), strangers: RefCell::default() }
     }
 
     /// What all workers share.
     #[must_use]
     pub fn shared(&self) -> &Arc<ProxyMetrics> {
         &self.shared
+    }
+
+    /// A client that the mesh doesn't know, as its baggage describes it; `None` if its certificate doesn't bear it out.
+    #[must_use]
+    pub fn stranger(&self, identity: &Identity, said: &Baggage) -> Option<Arc<Workload>> {
+        self.strangers.borrow_mut().meet(identity, said)
     }
 
     /// The handles for a connection between these.

@@ -156,7 +156,7 @@ impl Record {
                     src.workload = source.map(|w| w.name().to_string()),
                     src.namespace = source.map(|w| &*w.namespace),
                     src.identity = parties.source_identity.as_ref().map(|i| i.to_string()),
-                    src.cluster = source.map(|w| &*w.cluster_id),
+                    src.cluster = source.map(|w| &*w.cluster_id).filter(|id| !id.is_empty()),
                     dst.addr = %dst,
                     dst.hbone_addr = hbone_target.as_ref().map(tracing::field::display),
                     dst.service = parties.service.as_ref().map(|s| &**s.hostname()),

@@ -17,6 +17,7 @@ use aquifer_hbone::HboneRequest;
 use aquifer_proto::security::Action;
 use aquifer_runtime::cancel::{Drained, shutdown};
 use aquifer_tls::{IdentityConfigs, TlsOptions};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use support::net::{TestPod, Wire};
 use support::node::{Node, TestCa, policy, service, update, workload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -380,6 +381,10 @@ async fn a_drain_lets_open_connections_end_and_a_second_proxy_takes_over() {
 
 /// A peer with a certificate of our choice, straight to port 15008.
 async fn hostile(c: &Cluster, ca: &TestCa, identity: &str, authority: &str) -> Result<u16, String> {
+    foreign(c, ca, identity, authority, HeaderMap::new()).await
+}
+
+async fn foreign(c: &Cluster, ca: &TestCa, identity: &str, authority: &str, headers: HeaderMap) -> Result<u16, String> {
     let identity: Identity = identity.parse().unwrap();
     // Trusts the cluster's CA whatever it shows itself, so that only the server's opinion counts.
     let trusting = c.ca.issue(&identity);
@@ -393,7 +398,7 @@ async fn hostile(c: &Cluster, ca: &TestCa, identity: &str, authority: &str) -> R
     let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|e| e.to_string())?;
     let client_config = aquifer_hbone::ClientConfig::default();
     let (client, driver) = aquifer_hbone::client::handshake(tls, &client_config).await.map_err(|e| e.to_string())?;
-    let request = HboneRequest { authority: authority.into(), headers: Default::default() };
+    let request = HboneRequest { authority: authority.into(), headers };
     let answer = tokio::select! {
         biased; // The answer may come with the end of the connection.
         answer = client.connect(&request) => answer,
@@ -445,6 +450,39 @@ async fn hostile_peers_get_nowhere() {
         shows(&c.node2, &format!("reason=\"{reason}\"")).await;
     }
     assert_eq!(c.node2.tracker.panics(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_the_mesh_does_not_know_is_named_as_it_says_and_its_certificate_bears_out() {
+    let c = Cluster::start(1);
+    let _server = c.serve(c.server.v4, 8080);
+    let authority = format!("{}:8080", c.server.v4);
+    let far = "spiffe://cluster.local/ns/shop/sa/far";
+    let call = async |identity: &str, baggage: &'static str| {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("baggage"), HeaderValue::from_static(baggage))]);
+        assert_eq!(within("call", foreign(&c, &c.ca, identity, &authority, headers)).await, Ok(200));
+    };
+    let labels = |workload: &str, app: &str, namespace: &str, principal: &str, version: &str, cluster: &str| {
+        format!(
+            "istio_tcp_connections_opened_total{{reporter=\"destination\",source_workload=\"{workload}\",\
+             source_canonical_service=\"{app}\",source_canonical_revision=\"{version}\",\
+             source_workload_namespace=\"{namespace}\",source_principal=\"{principal}\",source_app=\"{app}\",\
+             source_version=\"{version}\",source_cluster=\"{cluster}\","
+        )
+    };
+    call(far, "k8s.cluster.name=west,k8s.namespace.name=shop,k8s.deployment.name=far,service.name=far-app,service.version=v2,cloud.region=eu").await;
+    shows(&c.node2, &labels("far", "far-app", "shop", far, "v2", "west")).await;
+    shows(&c.node2, "source_region=\"eu\"").await;
+    // Of another namespace than it says: nothing of it is believed.
+    let liar = "spiffe://cluster.local/ns/dark/sa/far";
+    call(liar, "k8s.cluster.name=west,k8s.namespace.name=shop,k8s.deployment.name=far,service.name=far-app").await;
+    shows(&c.node2, &labels("unknown", "unknown", "unknown", liar, "unknown", "unknown")).await;
+    // Whom the mesh knows is who it knows, whatever it says.
+    let known = "spiffe://cluster.local/ns/shop/sa/plain";
+    call(known, "k8s.namespace.name=shop,k8s.deployment.name=far,service.name=far-app").await;
+    shows(&c.node2, &format!("source_workload_namespace=\"shop\",source_principal=\"{known}\",source_app=\"plain"))
+        .await;
+    assert!(!c.node2.page().contains(&format!("source_principal=\"{known}\",source_app=\"far")));
 }
 
 /// Opens a connection that is served, and says so.

@@ -43,10 +43,12 @@ pub(super) struct Tunnel {
 }
 
 /// What a client wants.
-pub(super) struct Wanted {
+pub(super) struct Wanted<'a> {
     pub(super) authority: Authority,
     /// The service that it means, as it says.
     pub(super) host: Option<String>,
+    /// What else it says: read when it is not known otherwise.
+    pub(super) headers: Option<&'a HeaderMap>,
 }
 
 /// A connection in the table, before it is judged.
@@ -165,11 +167,11 @@ async fn open(tunnel: &Tunnel, request: ConnectRequest) -> Option<Open> {
     }
 }
 
-fn wanted(request: &ConnectRequest) -> Result<Wanted, Failure> {
+fn wanted(request: &ConnectRequest) -> Result<Wanted<'_>, Failure> {
     let text = request.authority();
     let authority =
         text.parse().map_err(|e| Failure::new(Reason::InvalidAuthority, format!("invalid authority {text:?}: {e}")))?;
-    Ok(Wanted { authority, host: forwarded_host(request.headers()) })
+    Ok(Wanted { authority, host: forwarded_host(request.headers()), headers: Some(request.headers()) })
 }
 
 async fn connect(
@@ -203,7 +205,7 @@ async fn connect(
 /// A refusal is recorded; its status is the answer. Given up, it is recorded too.
 pub(super) async fn join(
     tunnel: &Tunnel,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
     source: &Arc<Workload>,
     counters: Rc<Counters>,
 ) -> Result<(TcpTransport, Guard, Record), StatusCode> {
@@ -270,12 +272,13 @@ pub(super) async fn authorized_connect(
 
 impl Tunnel {
     /// Everything up to the table. A refusal is recorded.
-    async fn register(&self, wanted: Wanted, counters: Rc<Counters>) -> Result<Registered, Failure> {
+    async fn register(&self, wanted: Wanted<'_>, counters: Rc<Counters>) -> Result<Registered, Failure> {
         let since = Instant::now();
         let pod = &self.pod;
-        let Wanted { authority, host } = wanted;
+        let Wanted { authority, host, headers } = wanted;
         let (state, workload, target) = self.target(&authority).await.map_err(|failure| self.refused(failure))?;
         let service = target.service.clone().or_else(|| guess_service(&state, &workload, host, target.upstream));
+        let known = source_workload(&state, pod, self.peer.ip(), Some(&self.identity));
         let asked: Arc<str> = authority.to_string().into();
         let opening = Opening {
             src: self.peer,
@@ -283,7 +286,7 @@ impl Tunnel {
             hbone_target: Some(asked.clone()),
             parties: Parties {
                 reporter: Reporter::Destination,
-                source: source_workload(&state, pod, self.peer.ip(), Some(&self.identity)),
+                source: known.or_else(|| self.stranger(headers?)),
                 source_identity: Some(self.identity.clone()),
                 destination: Some(workload.clone()),
                 service,
@@ -325,6 +328,12 @@ impl Tunnel {
                 connected.map(TcpTransport::new)
             }
         }
+    }
+
+    /// The client as it describes itself. Behind a gateway its address is the gateway's.
+    fn stranger(&self, headers: &HeaderMap) -> Option<Arc<Workload>> {
+        let said = headers.get("baggage")?.to_str().ok()?.parse().ok()?;
+        self.pod.metrics.stranger(&self.identity, &said)
     }
 
     fn refused(&self, failure: Failure) -> Failure {

@@ -147,7 +147,7 @@ impl Neighbour {
         };
         let active = tunnel.pod.enter();
         let host = route.service.as_ref().map(|service| service.hostname().to_string());
-        let wanted = inbound::Wanted { authority: self.authority, host };
+        let wanted = inbound::Wanted { authority: self.authority, host, headers: None };
         let joined = inbound::join(&tunnel, wanted, &route.source, traffic.counters.clone()).await;
         let (stream, guard, record) = joined.map_err(status_failure)?;
         Ok(Joined { pod: tunnel.pod, stream, guard, record, _active: active })

@@ -7,14 +7,20 @@ use std::{
 };
 
 use super::HeaderError;
-use crate::workload::{Workload, WorkloadType};
+use crate::{
+    identity::Identity,
+    workload::{Common, HealthStatus, Locality, NetworkMode, ServicePorts, TunnelProtocol, Workload, WorkloadType},
+};
 
 /// The standard asks for 8192 and 64 to be carried; a description of a workload needs far less than that.
 const MAX_LEN: usize = 8192;
 const MAX_MEMBERS: usize = 64;
 
+/// The longest name that Kubernetes knows.
+const MAX_NAME: usize = 253;
+
 /// A description of a workload. Only telemetry may believe it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Baggage {
     pub cluster: Option<String>,
     pub namespace: Option<String>,
@@ -38,6 +44,52 @@ impl Baggage {
             region: text(&workload.locality.region),
             zone: text(&workload.locality.zone),
         }
+    }
+
+    /// Who says this of itself, as telemetry names it: the counterpart of [`Baggage::of`] for a workload that is not
+    /// known otherwise. Its identity is what its certificate says. `None` if that is of another namespace, if there is
+    /// no name, or if a value could be none of Kubernetes'.
+    pub fn speaker(&self, identity: &Identity) -> Option<Workload> {
+        let workload_name = self.workload.as_ref().map(|(_, name)| name);
+        let own_name = self.service_name.as_ref().or(workload_name)?;
+        let texts =
+            [&self.cluster, &self.namespace, &self.service_name, &self.service_version, &self.region, &self.zone];
+        if self.namespace.as_ref().is_some_and(|said| **said != *identity.namespace)
+            || !texts.into_iter().flatten().chain(workload_name).all(|text| is_name(text))
+        {
+            return None;
+        }
+        let text = |said: Option<&String>| said.map(String::as_str).unwrap_or_default().into();
+        let common = Common {
+            own_name: Some(own_name.as_str().into()),
+            capacity: 0,
+            status: HealthStatus::Unhealthy,
+            namespace: identity.namespace.clone(),
+            hostname: None,
+            network: "".into(),
+            network_mode: NetworkMode::Standard,
+            network_gateway: None,
+            tunnel_protocol: TunnelProtocol::None,
+            native_tunnel: false,
+            same_node: false,
+            application_tunnel: None,
+            trust_domain: identity.trust_domain.clone(),
+            service_account: identity.service_account.clone(),
+            waypoint: None,
+            cluster_id: text(self.cluster.as_ref()),
+            locality: Locality {
+                region: text(self.region.as_ref()),
+                zone: text(self.zone.as_ref()),
+                subzone: "".into(),
+            },
+            canonical_name: text(self.service_name.as_ref()),
+            canonical_revision: text(self.service_version.as_ref()),
+            workload_type: self.workload.as_ref().map(|(kind, _)| *kind).unwrap_or_default(),
+            workload_name: text(workload_name),
+            authorization_policies: Vec::new(),
+            services: ServicePorts::default(),
+        };
+        Some(Workload { uid: "".into(), addresses: Vec::new().into(), node: "".into(), common: common.into() })
     }
 
     fn set(&mut self, key: &str, value: String) {
@@ -121,6 +173,11 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b',' | b';' | b'\\' | b'%')
 }
 
+/// Names, versions, and what clouds call clusters: no spaces, nothing that a label or a line would have to escape.
+fn is_name(text: &str) -> bool {
+    text.len() <= MAX_NAME && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
+}
+
 fn encode(value: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for byte in value.bytes() {
         if is_plain(byte) {
@@ -180,6 +237,33 @@ mod tests {
         }
         assert!(parse(&"a=b,".repeat(65)).is_err());
         assert!(parse(&format!("a={}", "b".repeat(MAX_LEN))).is_err());
+    }
+
+    #[test]
+    fn a_speaker_has_the_identity_and_namespace_of_its_certificate() {
+        let identity = Identity::new("far.example", "amb", "client");
+        let speaker = |text: &str| text.parse::<Baggage>().unwrap().speaker(&identity);
+        let text = "k8s.cluster.name=far,k8s.namespace.name=amb,k8s.deployment.name=client,service.name=client-app,\
+                    service.version=v7,cloud.region=eu,cloud.availability_zone=eu-1";
+        let client = speaker(text).unwrap();
+        assert_eq!(Baggage::of(&client).to_string(), text);
+        assert_eq!(client.name(), *"client-app");
+        assert!(client.has_identity(&identity) && client.addresses.is_empty());
+        let bare = speaker("k8s.pod.name=client-1").unwrap();
+        assert_eq!((bare.name().to_string(), &*bare.namespace, &*bare.cluster_id), ("client-1".into(), "amb", ""));
+
+        let long = format!("service.name={}", "x".repeat(254));
+        for text in [
+            "k8s.namespace.name=other,service.name=client",
+            "k8s.namespace.name=amb,cloud.region=eu",
+            "service.name=a%22b",
+            "service.name=client,service.version=1%5C",
+            "service.name=client,cloud.region=my region",
+            "service.name=%C3%A4",
+            &long,
+        ] {
+            assert_eq!(speaker(text), None, "{text}");
+        }
     }
 
     proptest! {
