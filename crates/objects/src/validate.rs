@@ -5,6 +5,7 @@ mod rules;
 pub(crate) mod schema;
 #[cfg(test)]
 mod tests;
+pub mod values;
 
 use std::net::IpAddr;
 
@@ -26,7 +27,7 @@ pub use self::names::{is_dns_name, labels};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct FieldError {
-    /// The path as in `spec.rules[0].from[1].source`.
+    /// The path as in `spec.rules[0].from[1].source`; empty for the whole object.
     pub path: String,
     /// What is wrong.
     pub message: String,
@@ -201,22 +202,16 @@ fn source(path: &str, source: &Source, errors: &mut Errors) {
         ("trustDomains", &source.trust_domains),
         ("notTrustDomains", &source.not_trust_domains),
     ];
-    for (name, values) in lists {
-        for (i, value) in values.iter().enumerate() {
+    for (name, list) in lists {
+        for (i, value) in list.iter().enumerate() {
             let path = format!("{path}.{name}[{i}]");
             if value.is_empty() {
                 errors.add(path, "must not be empty");
             } else if name.to_ascii_lowercase().ends_with("ipblocks") {
                 ip_block(value, &path, errors);
-            } else if name.to_ascii_lowercase().ends_with("serviceaccounts") {
-                // Istio: `<namespace>/<name>` or `<name>`, no wildcards.
-                if value.contains('*')
-                    || value.matches('/').count() > 1
-                    || value.starts_with('/')
-                    || value.ends_with('/')
-                {
-                    errors.add(path, format!("{value:?} must be <namespace>/<name> or <name>, without wildcards"));
-                }
+            } else if name.to_ascii_lowercase().ends_with("serviceaccounts") && values::service_account(value).is_none()
+            {
+                errors.add(path, format!("{value:?} must be <namespace>/<name> or <name>, without wildcards"));
             }
         }
     }
@@ -240,8 +235,8 @@ fn operation(path: &str, operation: &Operation, errors: &mut Errors) {
         ("paths", &operation.paths),
         ("notPaths", &operation.not_paths),
     ];
-    for (name, values) in lists {
-        for (i, value) in values.iter().enumerate() {
+    for (name, list) in lists {
+        for (i, value) in list.iter().enumerate() {
             let path = format!("{path}.{name}[{i}]");
             if value.is_empty() {
                 errors.add(path, "must not be empty");
@@ -331,9 +326,8 @@ fn port_number(port: i32, path: &str, errors: &mut Errors) {
 }
 
 fn port_text(text: &str, path: &str, errors: &mut Errors) {
-    match text.parse::<u32>() {
-        Ok(1..=65535) => {}
-        _ => errors.add(path, format!("{text:?} is not a port from 1 to 65535")),
+    if values::port(text).is_none() {
+        errors.add(path, format!("{text:?} is not a port from 1 to 65535"));
     }
 }
 
@@ -344,12 +338,7 @@ fn address(text: &str, path: &str, errors: &mut Errors) {
 }
 
 fn ip_block(text: &str, path: &str, errors: &mut Errors) {
-    let (ip, length) = text.split_once('/').map_or((text, None), |(ip, length)| (ip, Some(length)));
-    let good = ip.parse::<IpAddr>().is_ok_and(|ip| {
-        let max = if ip.is_ipv4() { 32 } else { 128 };
-        length.is_none_or(|length| length.parse::<u8>().is_ok_and(|length| length <= max))
-    });
-    if !good {
+    if values::ip_block(text).is_none() {
         errors.add(path, format!("{text:?} is neither an IP address nor a CIDR block"));
     }
 }

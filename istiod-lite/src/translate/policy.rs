@@ -14,9 +14,9 @@
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use aquifer_objects::crds::{Action, AuthorizationPolicy, Operation, Rule, Source, WhenCondition};
+use aquifer_objects::validate::values;
 use aquifer_proto::security::string_match::MatchType;
 use aquifer_proto::security::{
     self as proto, Address, Authorization, Clause, Match, Scope, ServiceAccountMatch, StringMatch,
@@ -74,6 +74,11 @@ impl LeftOut {
         let found: Vec<T> = values.iter().filter_map(|value| read(value)).collect();
         self.unreadable |= found.len() < values.len();
         found
+    }
+
+    /// The same of a condition's values and of those that it excludes.
+    fn both<T>(&mut self, when: &WhenCondition, read: impl Fn(&str) -> Option<T>) -> (Vec<T>, Vec<T>) {
+        (self.readable(&when.values, &read), self.readable(&when.not_values, &read))
     }
 }
 
@@ -235,28 +240,14 @@ fn source(source: &Source, namespace: &str, left_out: &mut LeftOut) -> Match {
 }
 
 fn condition(when: &WhenCondition, left_out: &mut LeftOut) -> Match {
-    let (values, not_values) = (&when.values, &when.not_values);
     let mut found = Match::default();
     match when.key.as_str() {
-        "source.ip" => {
-            found.source_ips = left_out.readable(values, block);
-            found.not_source_ips = left_out.readable(not_values, block);
-        }
-        "source.namespace" => {
-            found.namespaces = left_out.readable(values, string);
-            found.not_namespaces = left_out.readable(not_values, string);
-        }
-        "source.principal" => {
-            found.principals = left_out.readable(values, string);
-            found.not_principals = left_out.readable(not_values, string);
-        }
-        "destination.ip" => {
-            found.destination_ips = left_out.readable(values, block);
-            found.not_destination_ips = left_out.readable(not_values, block);
-        }
+        "source.ip" => (found.source_ips, found.not_source_ips) = left_out.both(when, block),
+        "source.namespace" => (found.namespaces, found.not_namespaces) = left_out.both(when, string),
+        "source.principal" => (found.principals, found.not_principals) = left_out.both(when, string),
+        "destination.ip" => (found.destination_ips, found.not_destination_ips) = left_out.both(when, block),
         "destination.port" => {
-            found.destination_ports = left_out.readable(values, port);
-            found.not_destination_ports = left_out.readable(not_values, port);
+            (found.destination_ports, found.not_destination_ports) = left_out.both(when, port);
         }
         other => {
             left_out.attributes.insert(other.to_owned());
@@ -277,27 +268,20 @@ fn string(value: &str) -> Option<StringMatch> {
     Some(StringMatch { match_type: Some(kind) })
 }
 
-/// `<namespace>/<name>`, or `<name>` in the policy's namespace. There are no patterns of accounts: `*` would be a name
-/// that nobody has.
+/// Who names no namespace means the policy's.
 fn account(value: &str, namespace: &str) -> Option<ServiceAccountMatch> {
-    if value.contains('*') || value.matches('/').count() > 1 {
-        return None;
-    }
-    let (namespace, name) = value.split_once('/').unwrap_or((namespace, value));
-    let made = || ServiceAccountMatch { namespace: namespace.to_owned(), service_account: name.to_owned() };
-    (!namespace.is_empty() && !name.is_empty()).then(made)
+    let (of, name) = values::service_account(value)?;
+    let namespace = of.unwrap_or(namespace).to_owned();
+    Some(ServiceAccountMatch { namespace, service_account: name.to_owned() })
 }
 
 fn port(value: &str) -> Option<u32> {
-    value.parse().ok().filter(|port| (1..=65535).contains(port))
+    values::port(value).map(u32::from)
 }
 
 fn block(value: &str) -> Option<Address> {
-    let (ip, length) = value.split_once('/').map_or((value, None), |(ip, length)| (ip, Some(length)));
-    let ip: IpAddr = ip.parse().ok()?;
-    let longest = if ip.is_ipv4() { 32 } else { 128 };
-    let length = length.map_or(Some(longest), |length| length.parse().ok()).filter(|length| *length <= longest)?;
-    Some(Address { address: address_bytes(ip), length })
+    let (ip, length) = values::ip_block(value)?;
+    Some(Address { address: address_bytes(ip), length: length.into() })
 }
 
 /// The fields with principals that match nobody, since identities are compared without their scheme, and what they hold.
