@@ -24,7 +24,7 @@ use aquifer_objects::{Event, Object, ObjectKey};
 
 pub use self::codes::{CODES, Code};
 use self::registry::Registry;
-pub use self::workload::{Workload, Wrong};
+pub use self::workload::Workload;
 use crate::index::{self, Index};
 use crate::revision::Revision;
 use crate::translate::Mesh;

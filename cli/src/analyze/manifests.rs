@@ -68,7 +68,7 @@ impl Read {
                         let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
                         self.workloads.insert(key, workload);
                     }
-                    Some(Err(wrong)) => self.refuse(file, found.line, about(&wrong.field, &wrong.message)),
+                    Some(Err(wrong)) => self.refuse(file, found.line, about(&wrong.path, &wrong.message)),
                     None => *self.foreign.entry(format!("{kind} ({api_version})")).or_default() += 1,
                 },
                 Err(Unread::Wrong(error)) => {

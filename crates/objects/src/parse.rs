@@ -119,8 +119,11 @@ pub fn parse_object(mut value: Value) -> Result<Object, ManifestError> {
 }
 
 /// Reads an object of a kind that is none of [`Kind`]'s; or the field that has not the type that it must have, and why.
-pub fn shaped_as<T: DeserializeOwned>(value: &Value) -> Result<T, (String, String)> {
-    serde_path_to_error::deserialize(value).map_err(path_and_message)
+pub fn shaped_as<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, message) = path_and_message(error);
+        FieldError { path, message }
+    })
 }
 
 /// Reads one YAML value that is not an object of its own, such as a part that lies in a ConfigMap.

@@ -351,12 +351,12 @@ fn a_workload_that_cannot_be_read_says_where() {
     let bad =
         Workload::read(&object(serde_json::json!({"selector": {}, "template": {"metadata": {"labels": {"a": 1}}}})));
     let Some(Err(wrong)) = bad else { panic!("{bad:?}") };
-    assert_eq!(wrong.field, "spec.template.metadata.labels.a");
+    assert_eq!(wrong.path, "spec.template.metadata.labels.a");
     assert!(wrong.message.contains("expected a string"), "{wrong:?}");
     let nameless = Workload::read(
         &serde_json::json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": {"template": {}}}),
     );
-    assert!(matches!(&nameless, Some(Err(wrong)) if wrong.field == "metadata.name"), "{nameless:?}");
+    assert!(matches!(&nameless, Some(Err(wrong)) if wrong.path == "metadata.name"), "{nameless:?}");
     assert_eq!(Workload::read(&serde_json::json!({"apiVersion": "example.org/v1", "kind": "Job"})), None);
 }
 

@@ -1,6 +1,7 @@
 //! Kinds of which pods are made: read to say something about manifests, and by nobody else.
 
 use aquifer_objects::parse::shaped_as;
+use aquifer_objects::validate::FieldError;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job, JobSpec};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, ReplicationController};
@@ -19,18 +20,9 @@ pub struct Workload {
     template: PodTemplateSpec,
 }
 
-/// Why a workload cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
-    /// The field's path; empty for the whole object.
-    pub field: String,
-    /// What is wrong.
-    pub message: String,
-}
-
 impl Workload {
     /// A StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job or CronJob; `None` for whatever is none of these.
-    pub fn read(value: &Value) -> Option<Result<Self, Wrong>> {
+    pub fn read(value: &Value) -> Option<Result<Self, FieldError>> {
         let text = |key: &str| value[key].as_str().unwrap_or_default();
         let read = match (text("apiVersion"), text("kind")) {
             ("apps/v1", "StatefulSet") => shaped(value, Self::of_stateful_set),
@@ -120,16 +112,16 @@ impl Workload {
         Self { kind, namespace: namespace.to_owned(), name, running, template }
     }
 
-    fn named(self) -> Result<Self, Wrong> {
+    fn named(self) -> Result<Self, FieldError> {
         if self.name.is_empty() {
-            return Err(Wrong { field: "metadata.name".to_owned(), message: "is missing".to_owned() });
+            return Err(FieldError { path: "metadata.name".to_owned(), message: "is missing".to_owned() });
         }
         Ok(self)
     }
 }
 
-fn shaped<T: DeserializeOwned>(value: &Value, make: fn(T) -> Workload) -> Result<Workload, Wrong> {
-    shaped_as(value).map(make).map_err(|(field, message)| Wrong { field, message })
+fn shaped<T: DeserializeOwned>(value: &Value, make: fn(T) -> Workload) -> Result<Workload, FieldError> {
+    shaped_as(value).map(make)
 }
 
 fn scaled(replicas: Option<i32>) -> bool {
