@@ -266,7 +266,7 @@ impl Publish {
         if let Some(change) = &changes.mesh {
             self.follow.mesh(&change.mesh);
         }
-        if let Some(tell) = &self.tell {
+        if let Some(tell) = self.tell.as_ref().filter(|tell| changes.mesh.is_some() || tell.borrow().is_none()) {
             let told = Told::from(self.index.mesh());
             tell.send_if_modified(|last| last.replace(told.clone()).as_ref() != Some(&told));
         }
