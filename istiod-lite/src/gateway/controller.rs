@@ -22,7 +22,7 @@ use self::writes::Applied;
 use super::reconcile::{Action, Input, elsewhere, made_by, reconcile, service_named};
 use super::render::{GATEWAY_NAME, Names};
 use super::{CLASS_DEFAULTS, MANAGED, Settings, Told, class};
-use crate::revision::Revision;
+use crate::revision::{LABEL, Revision};
 use crate::status::Condition;
 use crate::translate::Labels;
 
@@ -49,7 +49,6 @@ pub(super) struct Controller {
     read: HashMap<ObjectKey, Instant>,
     /// Ready endpoints by Service: the slices that have some.
     ready: BTreeMap<(Arc<str>, String), BTreeSet<Arc<str>>>,
-    namespace_revisions: BTreeMap<Arc<str>, String>,
     namespace_labels: BTreeMap<Arc<str>, Labels>,
     applied: HashMap<ObjectKey, Applied>,
     rounds: HashMap<ObjectKey, (Instant, u32)>,
@@ -73,7 +72,6 @@ impl Controller {
             strangers: BTreeMap::new(),
             read: HashMap::new(),
             ready: BTreeMap::new(),
-            namespace_revisions: BTreeMap::new(),
             namespace_labels: BTreeMap::new(),
             applied: HashMap::new(),
             rounds: HashMap::new(),
@@ -214,12 +212,9 @@ impl Controller {
 
     /// Whether the Gateway is this revision's, and its namespace the mesh's.
     fn is_ours(&self, key: &ObjectKey, gateway: &Gateway) -> bool {
-        self.revision.owns(gateway.metadata.labels.as_ref(), self.namespace_revision(key))
-            && self.told.discovers(&key.namespace, self.namespace_labels.get(&key.namespace))
-    }
-
-    fn namespace_revision(&self, key: &ObjectKey) -> Option<&str> {
-        self.namespace_revisions.get(&key.namespace).map(String::as_str)
+        let labels = self.namespace_labels.get(&key.namespace);
+        let revision = labels.and_then(|labels| labels.get(LABEL)).map(String::as_str);
+        self.revision.owns(gateway.metadata.labels.as_ref(), revision) && self.told.discovers(&key.namespace, labels)
     }
 
     /// The oldest overlay of a class.

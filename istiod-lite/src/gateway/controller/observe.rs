@@ -37,15 +37,9 @@ impl Controller {
                 self.wake_users_of(&object.key(), object.label(CLASS_DEFAULTS), now);
             }
             Object::Namespace(_) => {
-                let label = object.label(crate::revision::LABEL).map(str::to_owned);
-                let before = match label.clone() {
-                    Some(revision) => self.namespace_revisions.insert(object.name().into(), revision),
-                    None => self.namespace_revisions.remove(object.name()),
-                };
                 let labels = object.meta().labels.clone().unwrap_or_default();
-                let same_labels = self.namespace_labels.get(object.name()) == Some(&labels);
-                self.namespace_labels.insert(object.name().into(), labels);
-                if before != label || !same_labels {
+                let before = self.namespace_labels.insert(object.name().into(), labels.clone());
+                if before != Some(labels) {
                     self.wake_where(now, |gateway| gateway.metadata.namespace.as_deref() == Some(object.name()));
                 }
             }
@@ -85,7 +79,6 @@ impl Controller {
             }
             Kind::EndpointSlice => self.slice(key.clone(), None, now),
             Kind::Namespace => {
-                self.namespace_revisions.remove(&key.name);
                 self.namespace_labels.remove(&key.name);
             }
             _ => {
