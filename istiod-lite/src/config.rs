@@ -198,15 +198,16 @@ fn source(vars: &mut Vars<'_>) -> source::Settings {
 
 /// Replicas report under their names, and the leader is known by it: two of one name would be taken for one.
 fn pod_name(vars: &mut Vars<'_>, is_folder: bool) -> String {
-    let name = non_empty(vars, "POD_NAME", "istiod-lite");
-    if !is_folder && vars.string("POD_NAME").is_none_or(|name| name.is_empty()) {
-        vars.error(
+    match vars.string("POD_NAME").filter(|name| !name.is_empty()) {
+        Some(name) => return name,
+        None if is_folder => {}
+        None => vars.error(
             "POD_NAME",
             "must be set, so that replicas are told apart: give the container this variable by the downward API \
              (valueFrom.fieldRef.fieldPath: metadata.name)",
-        );
+        ),
     }
-    name
+    "istiod-lite".to_owned()
 }
 
 fn jwt(vars: &mut Vars<'_>, needed: bool) -> Option<(String, PathBuf)> {
