@@ -125,8 +125,10 @@ impl IstioCertificateService for CertificateService {
             Ok(cert_chain) => {
                 this.metrics.issued.inc();
                 let holder = ledger::holder(&ledger::caller_name(&caller), &identity.to_string());
-                this.ledger.record(active.step.as_ref(), holder, now.unix_timestamp());
-                if let (Some(pod), Some(until)) = (&caller.pod, cert_chain.first().and_then(|leaf| end_of(leaf))) {
+                let until = cert_chain.first().and_then(|leaf| end_of(leaf));
+                let ttl = until.map_or(i64::MAX, |until| (until - now).whole_seconds() + 1);
+                this.ledger.record(active.step.as_ref(), holder, ttl, now.unix_timestamp());
+                if let (Some(pod), Some(until)) = (&caller.pod, until) {
                     this.expiries.issued(&pod.name, &caller.namespace, &identity.to_string(), until);
                 }
                 tracing::debug!(%identity, "CA: certificate issued");

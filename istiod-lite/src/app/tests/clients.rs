@@ -80,6 +80,10 @@ impl World {
     }
 
     pub(super) fn ca_client(&self, address: std::net::SocketAddr) -> IstioCaClient {
+        self.ca_client_of(address, Duration::from_secs(3600))
+    }
+
+    pub(super) fn ca_client_of(&self, address: std::net::SocketAddr, ttl: Duration) -> IstioCaClient {
         IstioCaClient::new(CaConfig {
             address: format!("https://{address}"),
             root: TokenSource::Path(self.path("data/root-cert.pem")).into(),
@@ -87,7 +91,7 @@ impl World {
             token: Some(TokenSource::Path(self.token_file())),
             cluster_id: "Kubernetes".into(),
             headers: Vec::new(),
-            ttl: Duration::from_secs(3600),
+            ttl,
             impersonate: true,
             timeout: PATIENCE,
         })

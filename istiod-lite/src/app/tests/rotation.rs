@@ -47,6 +47,16 @@ async fn handshake(manager: &CertManager, identity: &Identity) {
 
 #[tokio::test]
 async fn a_node_proxy_follows_a_rotation_by_itself() {
+    follows_a_rotation(Duration::from_secs(3600)).await;
+}
+
+/// Such a proxy renews before its last answer counts.
+#[tokio::test]
+async fn a_rotation_comes_to_its_end_with_certificates_of_a_few_seconds_too() {
+    follows_a_rotation(Duration::from_secs(12)).await;
+}
+
+async fn follows_a_rotation(ttl: Duration) {
     let world = World::new();
     let app = world.start().await;
     let address = app.addresses().secure;
@@ -54,7 +64,7 @@ async fn a_node_proxy_follows_a_rotation_by_itself() {
     let manager = CertManager::new();
     let payments = Identity::new("cluster.local", "shop", "payments");
     manager.want(&payments);
-    let (certificates, ca, until) = (manager.clone(), world.ca_client(address), cancel.clone());
+    let (certificates, ca, until) = (manager.clone(), world.ca_client_of(address, ttl), cancel.clone());
     tracker.spawn("certificates", async move { certificates.run(ca, until).await });
     let mut config = world.xds_client(address);
     config.watches.push(Watch::if_served(ROOT_BUNDLE));

@@ -125,7 +125,7 @@ impl World {
         let active = self.authority.load();
         for account in WORKLOADS {
             let identity = format!("spiffe://cluster.local/ns/shop/sa/{account}");
-            self.ledger.record(active.step.as_ref(), holder("u-ztunnel", &identity), self.now.unix_timestamp());
+            self.ledger.record(active.step.as_ref(), holder("u-ztunnel", &identity), 86_400, self.now.unix_timestamp());
         }
         self.now += seconds(CONFIRMED_AFTER);
     }
@@ -327,7 +327,7 @@ impl CaClient for Direct {
         let chain = active.issuer.issue(&csr.pem, identity, 3600, now).unwrap();
         let step = active.step.as_ref();
         let pod = format!("u-{}", identity.service_account);
-        self.1.lock().record(step, holder(&pod, &identity.to_string()), now.unix_timestamp());
+        self.1.lock().record(step, holder(&pod, &identity.to_string()), 3600, now.unix_timestamp());
         let key = PrivateKeyDer::try_from(csr.key.secret_der().to_vec()).unwrap();
         Ok(CertBundle::from_chain(identity, key, &chain, now)?)
     }
