@@ -91,6 +91,13 @@ pub(super) fn restrictions(space: &Space, labels: &LabelSet) -> Vec<Restriction>
     found
 }
 
+/// What the policies of a namespace do to those of its pods of the mesh that have such labels.
+fn all_restrictions(space: &Space, which: impl Fn(&LabelSet) -> bool) -> BTreeSet<Restriction> {
+    let redirected = |name: &Arc<str>| space.pods().get(name).is_some_and(|pod| pod.is_redirected());
+    let sets = space.label_sets().filter(|(labels, pods)| which(labels) && pods.iter().any(redirected));
+    sets.flat_map(|(labels, _)| restrictions(space, labels)).collect()
+}
+
 impl Index {
     fn restrictions_of(&self, pod: &PodFacts) -> Vec<Restriction> {
         let space = self.objects.space(&pod.namespace);
@@ -128,20 +135,13 @@ impl Index {
         if space.network_policies.is_empty() || !service.published {
             return None;
         }
-        let redirected = |name: &Arc<str>| space.pods().get(name).is_some_and(|pod| pod.is_redirected());
-        let mut found: BTreeSet<Restriction> = BTreeSet::new();
-        if let Some(selector) = &service.selector {
-            for (labels, pods) in space.label_sets().filter(|(set, _)| set.has(selector)) {
-                if pods.iter().any(redirected) {
-                    found.extend(restrictions(space, labels));
-                }
-            }
+        let found: BTreeSet<Restriction> = if let Some(selector) = &service.selector {
+            all_restrictions(space, |labels| labels.has(selector))
         } else {
-            let pods = space.slices.of(&service.name).flat_map(|slice| slice.pods.iter());
-            for pod in pods.filter(|pod| redirected(pod)).filter_map(|pod| space.pods().get(pod)) {
-                found.extend(restrictions(space, &pod.labels));
-            }
-        }
+            let named = space.slices.of(&service.name).flat_map(|slice| slice.pods.iter());
+            let pods = named.filter_map(|pod| space.pods().get(pod)).filter(|pod| pod.is_redirected());
+            pods.flat_map(|pod| restrictions(space, &pod.labels)).collect()
+        };
         let (worst, _) = found.first()?;
         let mut sentences: Vec<String> = Vec::new();
         for matter in [Matter::InboundBlocked, Matter::OutboundBlocked, Matter::InboundUnseen, Matter::OutboundUnseen] {
@@ -166,8 +166,15 @@ impl Index {
         news
     }
 
-    /// Policies of a namespace changed: what becomes of its pods is told anew.
+    /// Policies of a namespace changed: what holds no longer is told anew when it comes again.
     pub(super) fn forget_restrictions(&mut self, namespace: &Arc<str>) {
-        self.told.retain(|key, _| key.0 != *namespace);
+        if !self.told.keys().any(|(of, _)| of == namespace) {
+            return;
+        }
+        let holding = all_restrictions(self.objects.space(namespace), |_| true);
+        self.told.retain(|(of, policy), matters| {
+            matters.retain(|matter| of != namespace || holding.contains(&(*matter, policy.clone())));
+            !matters.is_empty()
+        });
     }
 }

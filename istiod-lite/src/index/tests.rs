@@ -401,3 +401,30 @@ fn a_network_policy_that_stops_tunnels_is_named_in_the_status_of_services_and_in
     let gone = Event::Deleted(ObjectKey::new(Kind::NetworkPolicy, "shop", "closed"));
     assert_eq!(step(&mut index, gone), (vec![String::new()], 0));
 }
+
+/// One policy's change is no reason to say again what holds of others, nor of itself.
+#[test]
+fn of_network_policies_only_news_are_logged() {
+    let mut index = Index::new(Mesh::default());
+    let step = |index: &mut Index, event: Event| {
+        let _ = index.apply(event);
+        let mut news: Vec<_> =
+            index.flush().restrictions.iter().map(|found| format!("{} {}", found.object.name, found.code)).collect();
+        news.sort();
+        news
+    };
+    let of = |app: &str| json!({"metadata": {"labels": {"app": app}}});
+    let closed = |name: &str, app: &str| network_policy(name, &json!({"podSelector": {"matchLabels": {"app": app}}}));
+    let gone = |name: &str| Event::Deleted(ObjectKey::new(Kind::NetworkPolicy, "shop", name));
+    step(&mut index, applied(redirected("a-1", &of("a"))));
+    step(&mut index, applied(redirected("b-1", &of("b"))));
+    assert_eq!(step(&mut index, applied(closed("a", "a"))), ["a NetworkPolicyBlocksInboundTunnels"]);
+    assert_eq!(step(&mut index, applied(closed("b", "b"))), ["b NetworkPolicyBlocksInboundTunnels"]);
+    let mut wider = closed("a", "a");
+    wider["spec"]["policyTypes"] = json!(["Ingress", "Egress"]);
+    assert_eq!(step(&mut index, applied(wider)), ["a NetworkPolicyBlocksOutboundTunnels"]);
+    assert_eq!(step(&mut index, gone("b")), [""; 0]);
+    assert_eq!(step(&mut index, applied(closed("a", "a"))), [""; 0]);
+    // What had gone is news when it comes again.
+    assert_eq!(step(&mut index, applied(closed("b", "b"))), ["b NetworkPolicyBlocksInboundTunnels"]);
+}
