@@ -120,11 +120,20 @@ pub fn conditions<'a>(
     let spec = &policy.spec;
     let disables = |mtls: &MutualTls| mtls.mode == MutualTlsMode::Disable;
     let mut ignored = Vec::new();
+    let wrong: Vec<String> = spec
+        .port_level_mtls
+        .keys()
+        .filter(|port| !is_port(**port))
+        .map(|port| format!("portLevelMtls.{port}"))
+        .collect();
+    if !wrong.is_empty() {
+        ignored.push(format!("{}: a port is a number from 1 to 65535", wrong.join(", ")));
+    }
     if spec.mtls.iter().chain(spec.port_level_mtls.values()).any(disables) {
-        ignored.push("DISABLE acts as PERMISSIVE: ztunnel always takes mutual TLS");
+        ignored.push("DISABLE acts as PERMISSIVE: ztunnel always takes mutual TLS".to_owned());
     }
     if selector.is_none() && !spec.port_level_mtls.is_empty() {
-        ignored.push("portLevelMtls has no effect without a selector");
+        ignored.push("portLevelMtls has no effect without a selector".to_owned());
     }
     if !ignored.is_empty() {
         made.push(condition(NO_EFFECT, true, "ModeIgnored", ignored.join("; ")));
@@ -170,10 +179,16 @@ impl Effect {
     fn of(policy: &PeerAuthentication, inherited: Mode) -> Self {
         let rest = Mode::said(policy.spec.mtls.as_ref()).unwrap_or(inherited);
         let differs = |mtls: &MutualTls| Mode::said(Some(mtls)).is_some_and(|mode| mode != rest);
-        let exceptions =
-            policy.spec.port_level_mtls.iter().filter(|(_, mtls)| differs(mtls)).map(|(port, _)| *port).collect();
+        let ports = policy.spec.port_level_mtls.iter().filter(|(port, _)| is_port(**port));
+        let exceptions = ports.filter(|(_, mtls)| differs(mtls)).map(|(port, _)| *port).collect();
         Self { exceptions, rest }
     }
+}
+
+/// An API server whose definition lacks the rule takes any number. A node proxy would refuse the whole policy for it, and
+/// whoever lists that policy would refuse everybody.
+fn is_port(port: u32) -> bool {
+    (1..=65535).contains(&port)
 }
 
 /// What holds in a namespace for workloads without a policy of their own.

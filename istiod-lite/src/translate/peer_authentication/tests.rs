@@ -8,7 +8,7 @@ use crate::translate::labels::LabelSet;
 use crate::translate::{Labels, Mesh, peer_authentication};
 
 /// Namespace, name, the selector's `app`, mode, modes of ports.
-type Spec<'a> = (&'a str, &'a str, Option<&'a str>, &'a str, &'a [(u16, &'a str)]);
+type Spec<'a> = (&'a str, &'a str, Option<&'a str>, &'a str, &'a [(u32, &'a str)]);
 
 struct Mtls {
     policies: Vec<PeerAuthentication>,
@@ -150,6 +150,21 @@ fn precedence_of_mutual_tls() {
     }
 }
 
+/// An API server whose definition is another's may take them; a node proxy takes no policy that names one.
+#[test]
+fn ports_that_cannot_be_are_no_exceptions() {
+    for rest in ["STRICT", "PERMISSIVE"] {
+        let other = if rest == "STRICT" { "PERMISSIVE" } else { "STRICT" };
+        let only = Mtls::new(&[("shop", "web", Some("web"), rest, &[(0, other), (70_000, other)])]);
+        assert!(only.listed("shop").iter().all(|name| name.ends_with("_static_strict")), "{:?}", only.listed("shop"));
+        let beside = Mtls::new(&[("shop", "web", Some("web"), rest, &[(8080, other), (70_000, other)])]);
+        assert_eq!(beside.listed("shop").len(), 1);
+        let made = peer_authentication::converted(&beside.policies[0], &beside.policies, &Mesh::default()).unwrap();
+        assert_eq!(beside.refuses_plaintext("shop", 8080), other == "STRICT");
+        aquifer_core::from_proto::authorization(&made).unwrap();
+    }
+}
+
 #[test]
 fn the_root_namespaces_pods_follow_the_mesh() {
     let mtls = Mtls::new(&[
@@ -170,6 +185,7 @@ fn every_policy_is_told_what_became_of_it() {
         ("shop", "web", Some("web"), "STRICT", &[(80, "PERMISSIVE")]),
         ("shop", "web-again", Some("web"), "PERMISSIVE", &[]),
         ("shop", "api", Some("api"), "PERMISSIVE", &[(80, "DISABLE")]),
+        ("shop", "ports", Some("ports"), "PERMISSIVE", &[(0, "STRICT"), (80, "STRICT"), (65536, "STRICT")]),
     ]);
     let expect = [
         ("mesh", "ZtunnelAccepted=True Accepted", ""),
@@ -179,6 +195,11 @@ fn every_policy_is_told_what_became_of_it() {
         ("web", "ZtunnelAccepted=True Accepted", ""),
         ("web-again", "ZtunnelAccepted=False Conflicted", "the older PeerAuthentication shop/web"),
         ("api", "ZtunnelAccepted=True Accepted aquifer.dev/NoEffect=True ModeIgnored", "DISABLE acts as PERMISSIVE"),
+        (
+            "ports",
+            "ZtunnelAccepted=True Accepted aquifer.dev/NoEffect=True ModeIgnored",
+            "portLevelMtls.0, portLevelMtls.65536: a port is a number from 1 to 65535",
+        ),
     ];
     for (policy, (name, expect, part)) in all.policies.iter().zip(expect) {
         let made = peer_authentication::conditions(policy, &all.policies, &Mesh::default());
