@@ -98,11 +98,12 @@ impl Server {
     pub async fn bind_loopback(name: &'static str, port: u16, ipv6: bool) -> io::Result<Self> {
         let mut server = Self::bind(name, (Ipv4Addr::LOCALHOST, port).into()).await?;
         if ipv6 {
-            let port = server.local_addr()?.port();
-            match Self::bind(name, (Ipv6Addr::LOCALHOST, port).into()).await {
+            let chosen = server.local_addr()?.port();
+            match Self::bind(name, (Ipv6Addr::LOCALHOST, chosen).into()).await {
                 Ok(other) => server.second = Some(other.listener),
-                // As with the wildcard: any other trouble is that there is no such address.
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+                // As with the wildcard: any other trouble is that there is no such address. A port that the kernel chose
+                // (0 was asked) was free on the first address, and no more than that.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => return Err(error),
                 Err(error) => tracing::debug!(%error, "no IPv6 on loopback"),
             }
         }
