@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
-use std::process::{Child, Command as Process, Stdio};
+use std::process::{Child, ChildStdout, Command as Process, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -103,25 +103,27 @@ fn of_cluster(command: &Command) -> Result<Vec<(String, String)>> {
 }
 
 /// `kubectl port-forward`, as long as it is held.
-struct Forward {
+pub(super) struct Forward {
     child: Child,
     address: String,
+    /// It says each connection there, and dies of it when nobody can read that.
+    _said: Option<BufReader<ChildStdout>>,
 }
 
 impl Forward {
-    fn start(mut kubectl: Process, pod: &str) -> Result<Self> {
+    pub(super) fn start(mut kubectl: Process, pod: &str) -> Result<Self> {
         let mut child = kubectl
             .args(["port-forward", "--address", "127.0.0.1", pod, &format!(":{PORT}")])
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
             .context("running kubectl port-forward")?;
+        let mut said = child.stdout.take().map(BufReader::new);
         let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line).context("reading from kubectl port-forward")?;
-        }
+        let read = said.as_mut().map(|said| said.read_line(&mut line));
         // Dropped, it ends.
-        let mut forward = Self { child, address: String::new() };
+        let mut forward = Self { child, address: String::new(), _said: said };
+        read.transpose().context("reading from kubectl port-forward")?;
         // Forwarding from 127.0.0.1:40123 -> 8080
         let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:"));
         forward.address = address.with_context(|| format!("kubectl port-forward {pod} said {line:?}"))?.to_owned();

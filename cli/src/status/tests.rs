@@ -99,3 +99,20 @@ fn replicas_are_asked_over_http() {
     let nobody = fetch::get("127.0.0.1:1", None).unwrap_err().to_string();
     assert!(nobody.contains("asking istiod-lite at 127.0.0.1:1"), "{nobody}");
 }
+
+/// kubectl says each connection on its standard output.
+#[test]
+fn a_port_forward_goes_on_when_it_speaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "echo 'Forwarding from 127.0.0.1:1 -> 8080'; until [ -e go ]; do sleep 0.02; done; \
+                  echo 'Handling connection for 1'; : >alive; sleep 60";
+    let mut kubectl = std::process::Command::new("sh");
+    kubectl.args(["-c", script, "kubectl"]).current_dir(dir.path());
+    let _forward = fetch::Forward::start(kubectl, "pod/istiod").unwrap();
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let begin = std::time::Instant::now();
+    while !dir.path().join("alive").exists() {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it died of its word");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
