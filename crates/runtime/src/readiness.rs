@@ -45,15 +45,19 @@ impl Readiness {
         self.pending.lock().is_empty()
     }
 
-    /// Answers `GET /healthz/ready`, and `GET /ready` as the control plane names it.
+    /// Answers `GET /healthz/ready`, and `GET /ready` and `GET /readyz` as the control plane and the node agent name it;
+    /// `GET /healthz` as long as the process answers at all.
     pub fn handler(&self) -> Handler {
         let readiness = self.clone();
         handler(move |request| {
             let readiness = readiness.clone();
             async move {
                 match (request.method, request.path.as_str()) {
-                    (Method::GET, "/healthz/ready" | "/ready") => readiness.answer(),
-                    (_, "/healthz/ready" | "/ready") => text(StatusCode::METHOD_NOT_ALLOWED, "Invalid HTTP method\n"),
+                    (Method::GET, "/healthz/ready" | "/ready" | "/readyz") => readiness.answer(),
+                    (Method::GET, "/healthz") => text(StatusCode::OK, "alive\n"),
+                    (_, "/healthz/ready" | "/ready" | "/readyz" | "/healthz") => {
+                        text(StatusCode::METHOD_NOT_ALLOWED, "Invalid HTTP method\n")
+                    }
                     _ => text(StatusCode::NOT_FOUND, "Not found\n"),
                 }
             }
@@ -105,6 +109,11 @@ mod tests {
         assert!(head.starts_with("HTTP/1.1 500 "), "{head}");
         assert_eq!(body, b"not ready, pending: state manager, proxy\n");
 
+        let (head, _) = ask(address, "GET /readyz", &[]).await;
+        assert!(head.starts_with("HTTP/1.1 500 "), "{head}");
+        let (head, _) = ask(address, "GET /healthz", &[]).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+
         drop(state);
         let (_, body) = ask(address, "GET /healthz/ready", &[]).await;
         assert_eq!(body, b"not ready, pending: proxy\n");
@@ -114,6 +123,8 @@ mod tests {
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert!(head.contains("content-type: text/plain\r\n"), "{head}");
         assert_eq!(body, b"ready\n");
+        let (head, _) = ask(address, "GET /readyz", &[]).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
 
         let (head, _) = ask(address, "POST /healthz/ready", &[]).await;
         assert!(head.starts_with("HTTP/1.1 405 "), "{head}");
