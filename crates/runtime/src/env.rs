@@ -211,7 +211,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         total += number * seconds;
         rest = &rest[unit..];
     }
-    Duration::try_from_secs_f64(total).map_err(|_| invalid())
+    // Go's longest, 292 years: a point in time that far off can still be told.
+    let longest = Duration::from_nanos(i64::MAX as u64);
+    Duration::try_from_secs_f64(total).ok().filter(|duration| *duration <= longest).ok_or_else(invalid)
 }
 
 fn parse_bool(text: &str) -> Result<bool, String> {
@@ -281,6 +283,9 @@ mod tests {
             ("1x", None),
             ("1..2s", None),
             ("1e99h", None),
+            ("2562047h", Some(Duration::from_secs(2_562_047 * 3600))),
+            ("2562048h", None),
+            ("99999999999999h", None),
         ];
         for (text, expect) in table {
             assert_eq!(parse_duration(text).ok(), *expect, "{text}");
