@@ -1,8 +1,10 @@
 //! Reads the settings, sets up logging and the control runtime, and runs the proxy.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use aquifer_runtime::env::ProcessEnv;
 use aquifer_runtime::telemetry;
 use ztunnel::app;
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
 
 fn start() -> anyhow::Result<()> {
     let around = Surroundings {
-        mesh_file: std::fs::read_to_string(MESH_FILE).ok(),
+        mesh_file: mesh_file()?,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         file_exists: |path| Path::new(path).is_file(),
     };
@@ -65,4 +67,13 @@ fn start() -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("control").build()?;
     runtime.block_on(app::run(config, level))
+}
+
+/// Most have none. One that is there and cannot be read must not pass for that.
+fn mesh_file() -> anyhow::Result<Option<String>> {
+    match std::fs::read_to_string(MESH_FILE) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(MESH_FILE),
+    }
 }

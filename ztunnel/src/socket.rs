@@ -29,6 +29,14 @@ pub struct Keepalive {
     pub retries: u32,
 }
 
+impl Keepalive {
+    /// From the last sign of life to the end.
+    #[must_use]
+    pub fn timeout(self) -> Duration {
+        self.time + self.interval * self.retries
+    }
+}
+
 /// May sockets take foreign source addresses (`ENABLE_ORIG_SRC`)?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OriginalSource {
@@ -83,7 +91,7 @@ impl TcpOptions {
                     .with_retries(keepalive.retries),
             )?;
             if self.user_timeout {
-                socket.set_tcp_user_timeout(Some(keepalive.time + keepalive.interval * keepalive.retries))?;
+                socket.set_tcp_user_timeout(Some(keepalive.timeout()))?;
             }
         }
         Ok(())

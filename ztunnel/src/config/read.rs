@@ -1,9 +1,8 @@
 //! From variables to settings.
 
+mod connections;
+
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::ops::RangeInclusive;
-use std::str::FromStr;
 use std::time::Duration;
 
 use aquifer_runtime::env::{ConfigErrors, Env, Vars};
@@ -11,23 +10,12 @@ use aquifer_runtime::telemetry;
 use aquifer_tls::provider::{PolicyError, TlsPolicy};
 use serde::Deserialize;
 
-use super::{Ca, Config, MESH_FILE, Node, Ports, Proxy, RootCert, Surroundings, Tls, Token, Xds};
+use super::{Ca, Config, MESH_FILE, Node, Ports, RootCert, Surroundings, Tls, Token, Xds};
 use crate::dns::{self, Listen};
 use crate::inpod::zds::WorkloadInfo;
-use crate::mesh::grace;
-use crate::socket::{Keepalive, OriginalSource, TcpOptions};
 
 pub(super) const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 pub(super) const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
-
-/// What a frame may hold (RFC 9113, 4.2).
-const FRAMES: RangeInclusive<u32> = 1 << 14..=(1 << 24) - 1;
-
-/// From one smallest frame to what HTTP/2 can say (RFC 9113, 6.9.1).
-const WINDOWS: RangeInclusive<u32> = 1 << 14..=(1 << 31) - 1;
-
-/// A connection begins with this much, and cannot take it back (RFC 9113, 6.9.2).
-const CONNECTION_WINDOWS: RangeInclusive<u32> = (1 << 16) - 1..=(1 << 31) - 1;
 
 /// Switches of the original that can stand one way only here, and what to do who needs the other.
 const FIXED: &[(&str, bool, &str)] = &[
@@ -58,7 +46,7 @@ struct ProxyConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct MeshConfig {
-    default_config: ProxyConfig,
+    default_config: Option<ProxyConfig>,
 }
 
 impl ProxyConfig {
@@ -84,14 +72,14 @@ impl Config {
         let in_cluster = vars.string("KUBERNETES_SERVICE_HOST").is_some();
         let default_address =
             if in_cluster { "https://istiod.istio-system.svc:15012" } else { "https://localhost:15012" };
-        let discovery = file.discovery_address.as_deref().unwrap_or(default_address);
+        let discovery = file.discovery_address.as_deref().filter(|text| !text.is_empty()).unwrap_or(default_address);
         let token = token(&mut vars, around.file_exists);
 
         let xds_text = non_empty(&mut vars, "XDS_ADDRESS").unwrap_or_else(|| discovery.to_owned());
         let xds = Xds {
             address: address(&mut vars, "XDS_ADDRESS", &xds_text, &["https"]),
             root: root(&mut vars, "XDS_ROOT_CA"),
-            alt_hostname: non_empty(&mut vars, "ALT_XDS_HOSTNAME"),
+            alt_hostname: tls_name(&mut vars, "ALT_XDS_HOSTNAME"),
             token: token.clone(),
             headers: headers(&mut vars, "XDS_HEADER_"),
             on_demand: vars.bool("XDS_ON_DEMAND", false),
@@ -104,13 +92,13 @@ impl Config {
         let ca = (!ca_text.is_empty()).then(|| Ca {
             address: address(&mut vars, "CA_ADDRESS", &ca_text, &["https", "http"]),
             root: root(&mut vars, "CA_ROOT_CA"),
-            alt_hostname: non_empty(&mut vars, "ALT_CA_HOSTNAME"),
+            alt_hostname: tls_name(&mut vars, "ALT_CA_HOSTNAME"),
             token,
             headers: headers(&mut vars, "CA_HEADER_"),
             ttl,
         });
 
-        let proxy = proxy(&mut vars, &node);
+        let proxy = connections::proxy(&mut vars, &node);
         let dns = dns_listen(&mut vars, &node.metadata, proxy.ipv6);
         if xds.on_demand && dns.is_some() {
             // It would answer for the names that happen to be known.
@@ -121,7 +109,7 @@ impl Config {
             xds,
             ca,
             tls: tls(&mut vars),
-            inpod_uds: vars.string_or("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
+            inpod_uds: non_empty_or(&mut vars, "INPOD_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
             ports: Ports {
                 admin: file.proxy_admin_port.unwrap_or(15000),
                 stats: file.stats_port.unwrap_or(15020),
@@ -157,7 +145,7 @@ fn refuse_unsupported(vars: &mut Vars<'_>) {
 
 fn proxy_config(vars: &mut Vars<'_>, mesh_file: Option<&str>) -> ProxyConfig {
     let base = match mesh_file.map(serde_norway::from_str::<Option<MeshConfig>>) {
-        Some(Ok(mesh)) => mesh.unwrap_or_default().default_config,
+        Some(Ok(mesh)) => mesh.unwrap_or_default().default_config.unwrap_or_default(),
         Some(Err(e)) => {
             vars.error(MESH_FILE, e.to_string());
             ProxyConfig::default()
@@ -184,11 +172,18 @@ fn node(vars: &mut Vars<'_>, file: &ProxyConfig) -> Node {
             Err(e) => vars.error(&format!("ISTIO_METAJSON_{key}"), format!("not JSON: {e}")),
         }
     }
-    let own_cluster = vars.string_or("CLUSTER_ID", "Kubernetes");
+    let own_cluster = non_empty_or(vars, "CLUSTER_ID", "Kubernetes");
     let cluster_id = match metadata.get("CLUSTER_ID").and_then(|v| v.as_str()) {
         Some(id) if !id.is_empty() => id.to_owned(),
         _ => own_cluster,
     };
+    if http::HeaderValue::try_from(&cluster_id).is_err() {
+        vars.error("CLUSTER_ID", format!("{cluster_id:?} cannot be a header, as the control plane is told it"));
+    }
+    let trust_domain = non_empty_or(vars, "TRUST_DOMAIN", "cluster.local");
+    if !trust_domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
+        vars.error("TRUST_DOMAIN", format!("{trust_domain:?} is no SPIFFE trust domain such as \"cluster.local\""));
+    }
     let pod_name = vars.string_or("POD_NAME", "");
     let pod_namespace = vars.string_or("POD_NAMESPACE", "");
     let service_account = vars.string_or("SERVICE_ACCOUNT", "");
@@ -204,76 +199,12 @@ fn node(vars: &mut Vars<'_>, file: &ProxyConfig) -> Node {
         pod_namespace,
         instance_ip: vars.optional("INSTANCE_IP"),
         cluster_id,
-        cluster_domain: vars.string_or("CLUSTER_DOMAIN", "cluster.local"),
-        trust_domain: vars.string_or("TRUST_DOMAIN", "cluster.local"),
+        cluster_domain: non_empty_or(vars, "CLUSTER_DOMAIN", "cluster.local"),
+        trust_domain,
         network: vars.string_or("NETWORK", ""),
         istio_version: metadata.get("ISTIO_VERSION").and_then(|v| v.as_str()).map(str::to_owned),
         metadata,
     }
-}
-
-fn proxy(vars: &mut Vars<'_>, node: &Node) -> Proxy {
-    let keepalive = vars.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
-        time: vars.duration("KEEPALIVE_TIME", Duration::from_secs(180)),
-        interval: vars.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180)),
-        retries: vars.parsed("KEEPALIVE_RETRIES", 9),
-    });
-    let original_source = match non_empty(vars, "ENABLE_ORIG_SRC") {
-        None => OriginalSource::Auto,
-        Some(_) if vars.bool("ENABLE_ORIG_SRC", true) => OriginalSource::Required,
-        Some(_) => OriginalSource::Off,
-    };
-    Proxy {
-        node: node.name.clone(),
-        trust_domain: node.trust_domain.clone(),
-        network: node.network.as_str().into(),
-        preferred_service_namespace: non_empty(vars, "PREFERED_SERVICE_NAMESPACE").map(Into::into),
-        ipv6: vars.bool("IPV6_ENABLED", true),
-        original_source,
-        reuse_port: vars.bool("INPOD_PORT_REUSE", true),
-        tcp: TcpOptions {
-            mark: Some(vars.parsed("PACKET_MARK", 1337)),
-            keepalive,
-            user_timeout: vars.bool("USER_TIMEOUT_ENABLED", false),
-            within_pod: false,
-        },
-        connect_timeout: Duration::from_secs(10),
-        handshake_timeout: Duration::from_secs(10),
-        stream_window: within(vars, "HTTP2_STREAM_WINDOW_SIZE", &WINDOWS),
-        connection_window: within(vars, "HTTP2_CONNECTION_WINDOW_SIZE", &CONNECTION_WINDOWS),
-        pod_window: within(vars, "HTTP2_POD_WINDOW_SIZE", &(1 << 16..=u64::MAX)).unwrap_or(aquifer_hbone::POD_BUDGET),
-        frame_size: within(vars, "HTTP2_FRAME_SIZE", &FRAMES).unwrap_or(1 << 20),
-        pool_max_streams: within(vars, "POOL_MAX_STREAMS_PER_CONNECTION", &(1..=usize::MAX)).unwrap_or(100),
-        pool_spare: vars.parsed("POOL_SPARE_CONNECTIONS", 3),
-        pool_idle: vars.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
-        response_baggage: vars.bool("ENABLE_RESPONSE_BAGGAGE", true),
-        authz_info_logging: vars.bool("AUTHZ_POLICY_INFO_LOGGING", false),
-        unknown_policies: unknown_policies(vars),
-        localhost_app_tunnel: vars.bool("LOCALHOST_APP_TUNNEL", true),
-        same_node: vars.bool("SAME_NODE_FAST_PATH", true),
-    }
-}
-
-/// A number within limits, if it is set.
-fn within<T>(vars: &mut Vars<'_>, key: &str, limits: &RangeInclusive<T>) -> Option<T>
-where
-    T: FromStr<Err: Display> + PartialOrd + Display,
-{
-    vars.with(key, |text| match text.parse() {
-        Ok(number) if limits.contains(&number) => Ok(number),
-        Ok(number) => Err(format!("{number} is not within {} and {}", limits.start(), limits.end())),
-        Err(e) => Err(format!("{text:?}: {e}")),
-    })
-}
-
-fn unknown_policies(vars: &mut Vars<'_>) -> grace::Settings {
-    let skip = vars.with("AUTHZ_UNKNOWN_POLICY", |text| match text {
-        "" | "deny" => Ok(false),
-        "skip" => Ok(true),
-        _ => Err(format!("{text:?} is neither deny nor skip")),
-    });
-    let default = grace::Settings::default();
-    grace::Settings { wait: vars.duration("AUTHZ_POLICY_GRACE", default.wait), skip: skip.unwrap_or(default.skip) }
 }
 
 fn tls(vars: &mut Vars<'_>) -> Tls {
@@ -304,6 +235,14 @@ fn dns_listen(vars: &mut Vars<'_>, metadata: &BTreeMap<String, serde_json::Value
     let listen = listen.map_err(|error| vars.error("ISTIO_META_DNS_PROXY_ADDR", error)).ok();
     let on = matches!(&*said("DNS_CAPTURE").to_ascii_lowercase(), "" | "true");
     on.then(|| listen.unwrap_or(Listen::Localhost { port: dns::PORT, ipv6 }))
+}
+
+/// The name that a certificate must bear.
+fn tls_name(vars: &mut Vars<'_>, key: &str) -> Option<String> {
+    vars.with(key, |text| match rustls::pki_types::ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{text:?} is neither a DNS name nor an address")),
+    })
 }
 
 fn token(vars: &mut Vars<'_>, exists: fn(&str) -> bool) -> Token {
@@ -403,4 +342,8 @@ fn termination_deadline(vars: &mut Vars<'_>) -> Duration {
 
 fn non_empty(vars: &mut Vars<'_>, key: &str) -> Option<String> {
     vars.string(key).filter(|text| !text.is_empty())
+}
+
+fn non_empty_or(vars: &mut Vars<'_>, key: &str, default: &str) -> String {
+    non_empty(vars, key).unwrap_or_else(|| default.to_owned())
 }

@@ -350,3 +350,48 @@ fn unknown_policies_tunnels_and_discovery_have_settings() {
         assert!(errors.contains(vars.0) && errors.contains(expected), "{errors}");
     }
 }
+
+#[test]
+fn what_no_socket_header_or_certificate_would_take_is_refused_at_start() {
+    let table = [
+        ("KEEPALIVE_TIME", ["0", "500ms", "32768s", "1000h"], "32767s"),
+        ("KEEPALIVE_INTERVAL", ["0", "999us", "9h6m8s", "x"], "1s"),
+        ("KEEPALIVE_RETRIES", ["0", "128", "-1", "x"], "127"),
+        ("ALT_XDS_HOSTNAME", ["a b", "https://istiod", "istiod:15012", "-"], "istiod.other"),
+        ("ALT_CA_HOSTNAME", ["a b", "https://istiod", "istiod:15012", "-"], "10.0.0.1"),
+        ("TRUST_DOMAIN", ["a/b", "spiffe://td", "td ", "t\u{e4}"], "My_td-1.example"),
+        ("CLUSTER_ID", ["a\nb", "\r", "a\u{7f}", "a\0"], "arn:aws:eks/west"),
+    ];
+    for (key, bad, good) in table {
+        for value in bad {
+            let errors = try_read(&[(key, value)], &around()).unwrap_err();
+            assert!(errors.0.len() == 1 && errors.0[0].key == key, "{key}={value}: {errors}");
+        }
+        read(&[(key, good)]);
+    }
+    // Nobody looks at what is switched off.
+    read(&[("KEEPALIVE_ENABLED", "false"), ("KEEPALIVE_TIME", "0")]);
+    let long = [("KEEPALIVE_INTERVAL", "32767s"), ("KEEPALIVE_RETRIES", "127")];
+    read(&long);
+    let errors = try_read(&[long[0], long[1], ("USER_TIMEOUT_ENABLED", "true")], &around()).unwrap_err();
+    assert!(errors.0.len() == 1 && errors.0[0].key == "USER_TIMEOUT_ENABLED", "{errors}");
+}
+
+#[test]
+fn what_is_empty_reads_as_unset() {
+    let config = read(&[
+        ("CLUSTER_ID", ""),
+        ("CLUSTER_DOMAIN", ""),
+        ("TRUST_DOMAIN", ""),
+        ("INPOD_UDS", ""),
+        ("PROXY_CONFIG", "discoveryAddress: ''"),
+    ]);
+    assert_eq!((&*config.node.cluster_id, &*config.node.cluster_domain), ("Kubernetes", "cluster.local"));
+    assert_eq!((&*config.node.trust_domain, &*config.proxy.trust_domain), ("cluster.local", "cluster.local"));
+    assert_eq!(config.inpod_uds, std::path::Path::new("/var/run/ztunnel/ztunnel.sock"));
+    assert_eq!(config.xds.address, "https://localhost:15012");
+    for mesh in ["", "defaultConfig:\n", "trustDomain: td\n"] {
+        let around = Surroundings { mesh_file: Some(mesh.into()), ..around() };
+        assert_eq!(try_read(&[], &around).unwrap().xds.address, "https://localhost:15012", "{mesh:?}");
+    }
+}

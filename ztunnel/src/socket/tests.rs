@@ -72,3 +72,17 @@ fn a_source_of_the_other_family_is_no_reason_to_fail() {
             .unwrap();
     assert!(unspoofed.is_none());
 }
+
+/// Settings are held to these limits: what is refused here would keep every pod out.
+#[test]
+fn keepalive_is_taken_within_its_limits_and_refused_beyond() {
+    let apply = |time, interval, retries| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        let (time, interval) = (Duration::from_secs(time), Duration::from_secs(interval));
+        let keepalive = Some(Keepalive { time, interval, retries });
+        TcpOptions { keepalive, user_timeout: true, ..TcpOptions::default() }.apply(&socket).is_ok()
+    };
+    assert!(apply(1, 1, 1) && apply(32767, 1, 127) && apply(1, 32767, 65));
+    assert!(!apply(0, 1, 1) && !apply(32768, 1, 1) && !apply(1, 32768, 1) && !apply(1, 1, 0) && !apply(1, 1, 128));
+    assert!(!apply(1, 32767, 66), "more than 2^31 - 1 ms");
+}
