@@ -46,6 +46,19 @@ impl Replica {
         })
         .await;
     }
+
+    /// How often it says that it wrote something of the waypoint `of`, once it says that it wrote all of `last`.
+    async fn applied_until(&self, namespace: &str, last: &str, of: &str) -> usize {
+        let applied = |kind: &str, name: &str| format!("applied\tkey={kind}/{namespace}/{name}\n");
+        // Lines are written by a thread of their own.
+        eventually(&format!("the line about {last}'s Service"), Duration::from_secs(5), async || {
+            let said = self.process.said();
+            if said.contains(&applied("Service", last)) { Ok(()) } else { Err(said) }
+        })
+        .await;
+        let said = self.process.said();
+        said.lines().filter(|line| line.contains("applied\tkey=") && line.ends_with(&format!("/{of}"))).count()
+    }
 }
 
 /// A pair of servers with the root namespace, and one replica.
@@ -164,15 +177,15 @@ async fn a_gateway_becomes_a_waypoint() {
         }
         versions
     };
-    // What was still to be written of the first is written before this one.
+    // What was still to be written of the first is written, and said, before this one.
     server.apply_object(gateway(&shop, "second", &json!({}))).await;
     programmed(&server, &shop, "second", "Pending").await;
     let before = versions().await;
-    let applied = replica.process.said().matches("applied").count();
+    let applied = replica.applied_until(&shop, "second", "wp").await;
     server.apply_object(gateway(&shop, "other", &json!({}))).await;
     programmed(&server, &shop, "other", "Pending").await;
     assert_eq!(versions().await, before);
-    assert!(replica.process.said().matches("applied").count() <= applied + 3, "{}", replica.process.said());
+    assert_eq!(replica.applied_until(&shop, "other", "wp").await, applied, "{}", replica.process.said());
 
     // Another manager's label stays, one of ours is put right, and what was deleted comes back.
     let meddle = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "wp", "namespace": shop,
