@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use aquifer_objects::lease::Leadership;
 use aquifer_objects::source::Settings;
 use aquifer_objects::{Event, Kind, Object, ObjectKey, Selection, Source, Watch, WriteError};
 use aquifer_runtime::metrics::Registry;
@@ -275,6 +276,47 @@ async fn an_api_server_that_stops_and_starts_costs_nothing_but_staleness() {
     }
     let twice: Vec<&ObjectKey> = before.keys().filter(|key| seen.told[*key] != 1).collect();
     assert!(twice.is_empty(), "told again though nothing changed: {twice:?}");
+}
+
+/// An API server without its store keeps watches open, and serves from memory: only who asks the store notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_stops_alone_shows_as_staleness_where_a_lease_is_followed() {
+    let server = ApiServer::start().await;
+    let mut replicas = Vec::new();
+    for identity in ["leader", "follower"] {
+        let source = source_of(&server.kubeconfig()).await;
+        let mut registry = Registry::default();
+        source.register(&mut registry);
+        let mut seen = Seen::start(&source, &[Kind::ConfigMap]);
+        seen.until("the first list", SOON, |seen| seen.synced).await;
+        let (leadership, mut leads) = Leadership::new(&source, "default", "istiod-lite-leader", identity.to_owned());
+        tokio::spawn(leadership.run(std::future::pending()));
+        if identity == "leader" {
+            tokio::time::timeout(RECOVERED, leads.wait_for(|leads| *leads)).await.expect("in time").expect("it leads");
+        }
+        replicas.push((registry, seen));
+    }
+    for (what, bound) in [("current", SOON), ("stale", Duration::from_secs(25)), ("current again", RECOVERED)] {
+        match what {
+            "stale" => server.stop_etcd(),
+            "current again" => server.start_etcd(),
+            _ => {}
+        }
+        let begun = Instant::now();
+        for (registry, seen) in &mut replicas {
+            loop {
+                seen.for_a_while(Duration::from_millis(100)).await;
+                let stale = metric(registry, "aquifer_source_staleness_seconds{kind=\"ConfigMap\"}");
+                // It is counted from the store's last word on.
+                if if what == "stale" { stale > 10.0 } else { stale == 0.0 } {
+                    assert!(stale < begun.elapsed().as_secs_f64() + 5.0, "{stale}");
+                    println!("{what}: {stale} s, after {:.1} s", begun.elapsed().as_secs_f64());
+                    break;
+                }
+                assert!(begun.elapsed() < bound * 5, "not {what} within {:?}: {stale} s", bound * 5);
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

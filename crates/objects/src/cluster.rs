@@ -34,6 +34,7 @@ use prometheus_client::registry::Registry;
 
 use self::follow::{Follow, List};
 pub use self::install::Installed;
+pub(crate) use self::metrics::Asking;
 use self::metrics::Freshness;
 use self::prune::Pruned;
 pub(crate) use self::rest::{Rest, RestError, get};
@@ -90,6 +91,11 @@ impl Cluster {
 
     pub(crate) fn rest(&self) -> Rest {
         self.rest.clone()
+    }
+
+    /// For whoever asks the API server's store itself, every few seconds, until it is dropped.
+    pub(crate) fn asking(&self) -> Asking {
+        Asking::new(&self.freshness)
     }
 
     /// Adds how old the objects are, and what went wrong, to the registry.

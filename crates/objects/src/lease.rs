@@ -20,7 +20,6 @@ use tokio::time::Instant;
 
 use self::folder::FileLock;
 use self::record::{Held, Record, Stored};
-use crate::cluster::Rest;
 use crate::source::Source;
 
 /// Others may take a lease that was not renewed for so long.
@@ -52,8 +51,8 @@ impl Leadership {
         let store = match source {
             Source::Folder(folder) => Store::Folder(FileLock::new(folder.root(), name)),
             Source::Cluster(cluster) => {
-                let rest: Rest = cluster.rest();
-                Store::Lease(Box::new(Lease::new(Stored::new(rest, namespace, name), identity)))
+                let stored = Stored::new(cluster.rest(), cluster.asking(), namespace, name);
+                Store::Lease(Box::new(Lease::new(stored, identity)))
             }
         };
         let (leading, receiver) = watch::channel(false);

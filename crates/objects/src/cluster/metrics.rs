@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -13,6 +14,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
+/// Who asks the API server's store every two seconds may go without an answer for so long, as the holder of a Lease may.
+const DOUBT: Duration = Duration::from_secs(15);
+
 /// What stands between us and the objects, for all that is being watched.
 #[derive(Debug, Default)]
 pub(super) struct Freshness {
@@ -20,6 +24,35 @@ pub(super) struct Freshness {
     /// Failures by kind and reason, those of watches that are over too.
     errors: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     next: AtomicU64,
+    /// When the store last answered, if somebody asks it regularly.
+    answered: Mutex<Option<Instant>>,
+}
+
+/// Somebody who asks the store itself, at short intervals: an API server that has lost its store keeps watches open and
+/// tells nothing.
+#[derive(Debug)]
+pub(crate) struct Asking(Arc<Freshness>);
+
+impl Asking {
+    pub(super) fn new(table: &Arc<Freshness>) -> Self {
+        Self(Arc::clone(table))
+    }
+
+    /// The store has answered what was asked at `asked`.
+    pub(crate) fn answered(&self, asked: Instant) {
+        *self.0.answered.lock() = Some(asked);
+    }
+
+    /// The API server keeps us from asking: nothing is known of the store.
+    pub(crate) fn refused(&self) {
+        *self.0.answered.lock() = None;
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.refused();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +61,21 @@ struct State {
     stale_since: Option<Instant>,
     /// What was said of the trouble last.
     told: Option<String>,
+    /// When something was last heard of its objects.
+    heard: Option<Instant>,
     objects: usize,
+}
+
+impl State {
+    /// Since when it may be old, given since when the store is silent.
+    fn stale_since(&self, silent: Option<Instant>) -> Option<Instant> {
+        // What came since came from the store. Of a kind that is not served nothing is ever heard.
+        let doubted = silent.zip(self.heard).map(|(silent, heard)| silent.max(heard));
+        match (self.stale_since, doubted) {
+            (Some(stale), Some(doubted)) => Some(stale.min(doubted)),
+            (stale, doubted) => stale.or(doubted),
+        }
+    }
 }
 
 /// One collection that is being watched; dropped, it is nothing to measure any more.
@@ -74,7 +121,7 @@ impl Fresh {
 
     /// It has so many objects.
     pub(super) fn objects(&self, count: usize) {
-        self.change(|state| state.objects = count);
+        self.change(|state| (state.objects, state.heard) = (count, Some(Instant::now())));
     }
 
     /// It is not served: there is nothing to be stale.
@@ -106,9 +153,11 @@ impl Collector for Pages {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         // Several may watch a kind, or parts of it: the oldest counts, and the largest.
         let mut kinds: BTreeMap<&'static str, (f64, usize)> = BTreeMap::new();
+        let silent = self.0.answered.lock().filter(|at| at.elapsed() > DOUBT);
         for ((kind, _), state) in &*self.0.watched.lock() {
             let (stale, objects) = kinds.entry(kind).or_default();
-            *stale = state.stale_since.map_or(0.0, |since| since.elapsed().as_secs_f64()).max(*stale);
+            let since = state.stale_since(silent);
+            *stale = since.map_or(0.0, |since| since.elapsed().as_secs_f64()).max(*stale);
             *objects = state.objects.max(*objects);
         }
         let help = "Seconds since the kind's objects were last known to be current; 0 while they are watched";
@@ -131,5 +180,59 @@ impl Collector for Pages {
             ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn staleness(registry: &Registry) -> BTreeMap<String, u64> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("aquifer_source_staleness_seconds{kind=\""));
+        let of = |line: &str| {
+            let (kind, seconds) = line.split_once("\"} ").unwrap();
+            (kind.to_owned(), seconds.parse::<f64>().unwrap() as u64)
+        };
+        lines.map(of).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_silent_makes_old_what_is_watched() {
+        let (table, mut registry) = (Arc::new(Freshness::default()), Registry::default());
+        register(&table, &mut registry);
+        let [quiet, busy, absent, away] = ["quiet", "busy", "absent", "away"].map(|kind| Fresh::begin(&table, kind));
+        let expect = |seconds: [u64; 4]| {
+            let found = staleness(&registry);
+            assert_eq!(["quiet", "busy", "absent", "away"].map(|kind| found[kind]), seconds);
+        };
+        for watched in [&quiet, &busy, &away] {
+            watched.objects(1);
+            watched.live();
+        }
+        absent.absent();
+        tokio::time::advance(Duration::from_secs(100)).await;
+        expect([0, 0, 0, 0]);
+        let asking = Asking::new(&table);
+        asking.answered(Instant::now());
+        tokio::time::advance(Duration::from_secs(15)).await;
+        expect([0, 0, 0, 0]);
+        away.failed("unreachable", "nobody answers", true);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        expect([16, 16, 0, 16]);
+        busy.objects(2);
+        tokio::time::advance(Duration::from_secs(4)).await;
+        expect([20, 4, 0, 20]);
+        // Whether the store answers is not known: what the watches say counts.
+        asking.refused();
+        expect([0, 0, 0, 5]);
+        asking.answered(Instant::now());
+        tokio::time::advance(Duration::from_secs(20)).await;
+        expect([20, 20, 0, 25]);
+        drop(asking);
+        expect([0, 0, 0, 25]);
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use http::{Request, header};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{DURATION, Leases};
-use crate::cluster::{Rest, RestError};
+use crate::cluster::{Asking, Rest, RestError};
 
 /// What stands in a lease. The times are for people; candidates go by their own clocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,15 +57,17 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct Stored {
     rest: Rest,
+    /// Whoever holds or awaits a lease reads it all the time, from the API server's store.
+    asking: Asking,
     collection: String,
     name: String,
     namespace: String,
 }
 
 impl Stored {
-    pub(super) fn new(rest: Rest, namespace: &str, name: &str) -> Self {
+    pub(super) fn new(rest: Rest, asking: Asking, namespace: &str, name: &str) -> Self {
         let collection = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
-        Self { rest, collection, name: name.to_owned(), namespace: namespace.to_owned() }
+        Self { rest, asking, collection, name: name.to_owned(), namespace: namespace.to_owned() }
     }
 
     fn sentence(&self, verb: &str, error: &RestError) -> String {
@@ -82,11 +85,19 @@ impl Stored {
 impl Leases for Stored {
     async fn read(&self) -> Result<Option<Held>, String> {
         let request = crate::cluster::get(&format!("{}/{}", self.collection, self.name));
+        let asked = Instant::now();
         let body = match self.rest.call(request).await {
-            Ok(body) => body,
-            Err(error) if error.code == 404 => return Ok(None),
-            Err(error) => return Err(self.sentence("get", &error)),
+            Ok(body) => Some(body),
+            Err(error) if error.code == 404 => None,
+            Err(error) => {
+                if matches!(error.code, 401 | 403) {
+                    self.asking.refused();
+                }
+                return Err(self.sentence("get", &error));
+            }
         };
+        self.asking.answered(asked);
+        let Some(body) = body else { return Ok(None) };
         let value: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let number = |pointer: &str| value.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
