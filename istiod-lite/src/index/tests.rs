@@ -428,3 +428,22 @@ fn of_network_policies_only_news_are_logged() {
     // What had gone is news when it comes again.
     assert_eq!(step(&mut index, applied(closed("b", "b"))), ["b NetworkPolicyBlocksInboundTunnels"]);
 }
+
+/// It is told as such a change, for waypoints to hear of it.
+#[test]
+fn the_network_that_the_control_planes_namespace_names_changes_the_mesh() {
+    let mut index = Index::new(Mesh::default());
+    index.flush();
+    let namespace = |name: &str, network: &str| {
+        applied(json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"topology.istio.io/network": network}}}))
+    };
+    let mut network = |event: Event| {
+        let _ = index.apply(event);
+        index.flush().mesh.map(|change| change.mesh.network)
+    };
+    assert_eq!(network(namespace("istio-system", "west")).as_deref(), Some("west"));
+    assert_eq!(network(namespace("istio-system", "west")), None);
+    assert_eq!(network(namespace("shop", "east")), None);
+    assert_eq!(network(Event::Deleted(ObjectKey::new(Kind::Namespace, "", "istio-system"))).as_deref(), Some(""));
+}
