@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 const DEFAULT_NAME: &str = "lab";
 
 /// What to type next, shown when a lab is up.
-const NEXT: [&str; 3] = ["aquifer lab status", "aquifer lab apply -f examples/shop", "aquifer lab down"];
+const NEXT: [&str; 3] = ["status", "apply -f examples/shop", "down"];
 
 /// A lab and what to do with it.
 #[derive(Debug, Args)]
@@ -208,12 +208,13 @@ async fn up(name: Option<String>, up: Up) -> Result<()> {
         tokio::signal::ctrl_c().await?;
         lab.down().await?;
     } else {
-        println!("try: {}", NEXT.join(" · "));
+        println!("try: {}", next(lab.name(), &Lab::list()).join(" · "));
     }
     Ok(())
 }
 
-#[cfg(test)]
-pub(crate) fn shown() -> Vec<String> {
-    NEXT.iter().map(|line| (*line).to_owned()).collect()
+/// What to type next, for the lab: without its name where that is not needed.
+pub(crate) fn next(name: &str, all: &[String]) -> Vec<String> {
+    let which = if all.iter().any(|other| other != name) { format!("--name {name} ") } else { String::new() };
+    NEXT.iter().map(|verb| format!("aquifer lab {which}{verb}")).collect()
 }

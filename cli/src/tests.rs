@@ -86,9 +86,10 @@ fn what_the_demo_and_the_lab_show() {
     for command in demo::commands("demo-1") {
         understood(&format!("aquifer {command}"));
     }
-    for command in lab::shown() {
-        understood(&command);
-    }
+    let alone = lab::next("a", &["a".to_owned()]);
+    let beside = lab::next("a", &["a".to_owned(), "b".to_owned()]);
+    assert_eq!((&*alone[0], &*beside[0]), ("aquifer lab status", "aquifer lab --name a status"));
+    alone.iter().chain(&beside).for_each(|command| understood(command));
 }
 
 #[test]
