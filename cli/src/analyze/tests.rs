@@ -255,8 +255,10 @@ fn hostile_files_have_one_clear_message() {
 }
 
 #[test]
-fn the_examples_have_no_errors() {
+fn what_we_hand_out_has_no_errors() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let found = of_files(&[examples], View::default()).unwrap();
     assert!(found.iter().all(|line| line.code.level != Level::Error), "{}", print::text(&found));
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mesh");
+    assert_eq!(print::text(&of_files(&[ours], View::default()).unwrap()), "nothing found\n");
 }
