@@ -9,6 +9,26 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What to set, for `--help`.
+pub const SETTINGS: &str = "\
+Settings (environment):
+  NODE_NAME                  the node whose pods are looked after; must be set
+  AQUIFER_MANIFESTS          folder of Kubernetes manifests to watch, in place of an API server
+  KUBECONFIG                 file that names the API server; in a pod it is that of its cluster
+  ZTUNNEL_UDS                socket to which proxies connect (/var/run/ztunnel/ztunnel.sock)
+  CNI_EVENT_SOCKET           socket to which the CNI plugin speaks (/var/run/istio-cni/pluginevent.sock)
+  CMDADD_TIMEOUT             how long a starting pod may take to get in (10s)
+  AQUIFER_NETNS_DIR          folder of network namespaces by their pod's uid (/var/run/netns)
+  AQUIFER_PROC_DIR           the node's /proc (/host/proc; /proc where nothing is mounted there)
+  AQUIFER_STATE_DIR          what is remembered of enrolled pods (\"enrolled\" beside CNI_EVENT_SOCKET)
+  EXCLUDE_NAMESPACES         whose pods never join (istio-system,kube-system)
+  AMBIENT_DNS_CAPTURE        the pods' DNS goes to the proxy (true)
+  HOST_PROBE_SNAT_IP, HOST_PROBE_SNAT_IPV6
+                             what kubelet's probes come from, as pods see it (169.254.7.127, fd16:9254:7127:1337:ffff:ffff:ffff:ffff)
+  METRICS_ADDR               metrics ([::]:15014)
+  READY_ADDR                 /readyz and /healthz ([::]:8000)
+  RUST_LOG, LOG_FORMAT       log level (info) and shape (text, json)";
+
 /// Every setting, under Istio's names where Istio has one.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -87,7 +107,15 @@ fn list(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquifer_runtime::env::MapEnv;
+    use aquifer_runtime::env::{Asked, MapEnv};
+
+    #[test]
+    fn every_variable_is_told_of() {
+        let asked = Asked::default();
+        let _ = Config::read(&asked);
+        let silent = asked.untold(SETTINGS);
+        assert!(silent.is_empty(), "`istio-cni-node --help` does not say what these do: {silent:?}");
+    }
 
     #[test]
     fn names_and_defaults() {

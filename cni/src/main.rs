@@ -1,22 +1,40 @@
 //! `istio-cni-node`: the node agent as a process; `istio-cni-node --uninstall` cleans a node that it has left.
 
 use anyhow::Context;
-use aquifer_cni::{app, config::Config, uninstall};
+use aquifer_cni::config::{Config, SETTINGS};
+use aquifer_cni::{app, uninstall};
 use aquifer_runtime::env::ProcessEnv;
 use aquifer_runtime::signals::Signals;
 use aquifer_runtime::{Cancel, Tracker, shutdown, telemetry};
 use std::process::ExitCode;
 use std::time::Duration;
 
+const USAGE: &str = "\
+Aquifer's node agent: redirects the traffic of enrolled pods, and hands the pods to ztunnel
+
+Usage: istio-cni-node               look after the node's pods
+       istio-cni-node --uninstall   take everything of ours off the node";
+
 /// What is under way ends within one exchange with the proxy.
 const GRACE: Duration = Duration::from_secs(6);
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let done = match arguments.as_slice() {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => run(),
-        [only] if only == "--uninstall" => clean(),
-        _ => Err(anyhow::anyhow!("the only argument is --uninstall; settings are environment variables")),
+        ["--uninstall"] => clean(),
+        ["--help" | "-h"] => {
+            println!("{USAGE}\n\n{SETTINGS}");
+            Ok(())
+        }
+        ["--version" | "-V"] => {
+            println!("istio-cni-node {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => {
+            eprintln!("{USAGE}\nistio-cni-node --help tells the settings, which are environment variables");
+            return ExitCode::from(2);
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

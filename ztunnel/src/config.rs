@@ -4,6 +4,7 @@
 //! them in one go. A setting that asks for what this proxy doesn't do is a fault too: nobody shall rely on it in vain.
 
 mod read;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,6 +20,8 @@ use crate::dns::Listen;
 use crate::inpod::zds::WorkloadInfo;
 use crate::mesh::grace;
 use crate::socket::{OriginalSource, TcpOptions};
+
+pub use self::settings::SETTINGS;
 
 /// What the mesh's file of settings is called; its `defaultConfig` is what `PROXY_CONFIG` overrides.
 pub const MESH_FILE: &str = "./etc/istio/config/mesh";

@@ -8,8 +8,14 @@ use anyhow::Context;
 use aquifer_runtime::env::ProcessEnv;
 use aquifer_runtime::telemetry;
 use ztunnel::app;
-use ztunnel::config::{Config, MESH_FILE, Surroundings};
+use ztunnel::config::{Config, MESH_FILE, SETTINGS, Surroundings};
 use ztunnel::descriptors;
+
+const USAGE: &str = "\
+Aquifer's node proxy: carries the traffic of enrolled pods over HBONE
+
+Usage: ztunnel [proxy ztunnel]
+       ztunnel --version";
 
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
@@ -37,8 +43,12 @@ fn main() -> ExitCode {
             );
             return ExitCode::SUCCESS;
         }
+        ["--help" | "-h" | "help"] => {
+            println!("{USAGE}\n\n{SETTINGS}");
+            return ExitCode::SUCCESS;
+        }
         _ => {
-            eprintln!("usage: ztunnel [proxy ztunnel] | --version    (settings come from the environment)");
+            eprintln!("{USAGE}\nztunnel --help tells the settings, which are environment variables");
             return ExitCode::from(2);
         }
     }

@@ -1,6 +1,7 @@
 //! The environment, read through a trait, with all errors reported at once.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::time::Duration;
@@ -51,6 +52,31 @@ impl Env for MapEnv {
 
     fn all(&self) -> BTreeMap<String, String> {
         self.0.clone()
+    }
+}
+
+/// No variables at all, and a note of every one that is asked for: what holds a program's help to what it reads.
+#[derive(Debug, Default)]
+pub struct Asked(RefCell<BTreeSet<String>>);
+
+impl Asked {
+    /// What was asked for and is no word of `help`, in the order of the alphabet. What Kubernetes itself sets in every
+    /// pod is nobody's setting.
+    pub fn untold(self, help: &str) -> Vec<String> {
+        let words: BTreeSet<&str> = help.split(|c: char| c.is_whitespace() || c == ',').collect();
+        let asked = self.0.into_inner().into_iter().filter(|key| !key.starts_with("KUBERNETES_"));
+        asked.filter(|key| !words.contains(key.as_str())).collect()
+    }
+}
+
+impl Env for Asked {
+    fn var(&self, key: &str) -> Option<String> {
+        self.0.borrow_mut().insert(key.to_owned());
+        None
+    }
+
+    fn all(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
     }
 }
 

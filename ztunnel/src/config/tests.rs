@@ -1,4 +1,4 @@
-use aquifer_runtime::env::{ConfigErrors, MapEnv};
+use aquifer_runtime::env::{Asked, ConfigErrors, MapEnv};
 
 use super::read::{DEFAULT_ROOT, DEFAULT_TOKEN};
 use super::*;
@@ -18,6 +18,14 @@ fn read(vars: &[(&str, &str)]) -> Config {
 fn try_read(vars: &[(&str, &str)], around: &Surroundings) -> Result<Config, ConfigErrors> {
     let env: MapEnv = [("NODE_NAME", "node1")].iter().chain(vars).copied().collect();
     Config::read(&env, around)
+}
+
+#[test]
+fn every_variable_is_told_of() {
+    let asked = Asked::default();
+    let _ = Config::read(&asked, &around());
+    let silent = asked.untold(SETTINGS);
+    assert!(silent.is_empty(), "`ztunnel --help` does not say what these do: {silent:?}");
 }
 
 #[test]
