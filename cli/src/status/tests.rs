@@ -104,8 +104,8 @@ fn replicas_are_asked_over_http() {
 #[test]
 fn a_port_forward_goes_on_when_it_speaks() {
     let dir = tempfile::tempdir().unwrap();
-    let script = "echo 'Forwarding from 127.0.0.1:1 -> 8080'; until [ -e go ]; do sleep 0.02; done; \
-                  echo 'Handling connection for 1'; : >alive; sleep 60";
+    let script = "echo 'Forwarding from 127.0.0.1:1 -> 8080'; for i in $(seq 1000); do [ -e go ] && break; sleep 0.02; done; \
+                  echo 'Handling connection for 1'; : >alive; exec sleep 60";
     let mut kubectl = std::process::Command::new("sh");
     kubectl.args(["-c", script, "kubectl"]).current_dir(dir.path());
     let _forward = fetch::Forward::start(kubectl, "pod/istiod").unwrap();

@@ -65,7 +65,7 @@ impl Processes {
                     tracing::warn!(
                         folder = %self.folder.display(), %error,
                         "the node's processes cannot be read: pods that run before the agent are not found. Mount the \
-                         node's /proc there, and give the agent CAP_SYS_PTRACE"
+                         node's /proc there, and give the agent CAP_SYS_PTRACE and no AppArmor or SELinux profile"
                     );
                 }
                 HashMap::new()

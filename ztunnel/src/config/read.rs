@@ -164,7 +164,7 @@ fn node(vars: &mut Vars<'_>, file: &ProxyConfig) -> Node {
         .map(|(k, v)| (k.strip_prefix("ISTIO_META_").unwrap_or(k).to_owned(), v.as_str().into()))
         .collect();
     metadata.extend(vars.with_prefix("ISTIO_META_").into_iter().map(|(k, v)| (k, v.into())));
-    for (key, text) in vars.with_prefix("ISTIO_METAJSON_") {
+    for (key, text) in vars.with_prefix("ISTIO_METAJSON_").into_iter().filter(|(_, text)| !text.is_empty()) {
         match serde_json::from_str(&text) {
             Ok(value) => {
                 metadata.insert(key, value);

@@ -8,7 +8,8 @@ Who and where this is:
   NODE_NAME                  the node whose pods are served; must be set
   POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT, INSTANCE_IP
                              the proxy's own pod
-  CLUSTER_ID                 (Kubernetes)
+  ISTIO_META_CLUSTER_ID, CLUSTER_ID
+                             the first that is set (Kubernetes)
   CLUSTER_DOMAIN             (cluster.local)
   TRUST_DOMAIN               (cluster.local)
   NETWORK                    ()
@@ -44,8 +45,9 @@ Connections:
                              (180s, 180s, 9)
   USER_TIMEOUT_ENABLED       (false)
   INPOD_PORT_REUSE           (true)
-  HTTP2_STREAM_WINDOW_SIZE, HTTP2_CONNECTION_WINDOW_SIZE
-                             limits, in bytes
+  HTTP2_STREAM_WINDOW_SIZE   bytes that a stream starts with; it widens with use (262144)
+  HTTP2_CONNECTION_WINDOW_SIZE
+                             bytes that a connection may hold, at most (16777216)
   HTTP2_POD_WINDOW_SIZE      what all peers of a pod may send before it is passed on (134217728)
   HTTP2_FRAME_SIZE           (1048576)
   POOL_MAX_STREAMS_PER_CONNECTION
@@ -59,7 +61,8 @@ Connections:
   ISTIO_META_DNS_CAPTURE     the DNS proxy (true)
   ISTIO_META_DNS_PROXY_ADDR  where it listens (localhost:15053)
   CONNECTION_TERMINATION_DEADLINE
-                             from SIGTERM to the cut (5s less than TERMINATION_GRACE_PERIOD_SECONDS, or 5s)
+                             from SIGTERM to the cut (5s; TERMINATION_GRACE_PERIOD_SECONDS less five, of ten and fewer
+                             less one)
 
 Policies and logs:
   AUTHZ_POLICY_GRACE         how long a connection waits for a policy that is named and unknown (2s)

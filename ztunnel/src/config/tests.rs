@@ -392,6 +392,7 @@ fn what_is_empty_reads_as_unset() {
         ("CLUSTER_DOMAIN", ""),
         ("TRUST_DOMAIN", ""),
         ("INPOD_UDS", ""),
+        ("ISTIO_METAJSON_LABELS", ""),
         ("PROXY_CONFIG", "discoveryAddress: ''"),
     ]);
     assert_eq!((&*config.node.cluster_id, &*config.node.cluster_domain), ("Kubernetes", "cluster.local"));
