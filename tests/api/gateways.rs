@@ -283,6 +283,13 @@ async fn accepted(server: &ApiServer, namespace: &str, name: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_is_written_once_and_the_next_leader_goes_on() {
     let (server, first) = cluster(&[]).await;
+    // Ready it is as well before it leads.
+    eventually("the first leads", Duration::from_secs(5), async || {
+        let lease = server.get("coordination.k8s.io/v1", "Lease", "istio-system", "istiod-lite-default").await;
+        let holder = lease.map(|lease| lease["spec"]["holderIdentity"].clone()).unwrap_or_default();
+        if holder.as_str().is_some_and(|who| who.starts_with("istiod-1_")) { Ok(()) } else { Err(holder.to_string()) }
+    })
+    .await;
     let second = Replica::start(&server, "istiod-2", &[]);
     second.wait_ready().await;
     let shop = server.namespace("shop").await;

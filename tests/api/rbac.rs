@@ -52,7 +52,14 @@ async fn component(server: &ApiServer, name: &str, account: &str) -> Source {
 }
 
 /// Asks whether the account may; `resource` may name a subresource.
-async fn may(server: &ApiServer, account: &str, verb: &str, group: &str, resource: &str, namespace: &str) -> bool {
+pub(crate) async fn may(
+    server: &ApiServer,
+    account: &str,
+    verb: &str,
+    group: &str,
+    resource: &str,
+    namespace: &str,
+) -> bool {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},

@@ -56,6 +56,14 @@ impl Mesh {
 
     /// A replica with the rights that the installation gives it, and no more.
     pub(crate) async fn replica(&self, name: &str) -> Replica {
+        // What was written a moment ago, the API server judges by once it has heard of it itself.
+        for (verb, resource, namespace) in [("list", "pods", ""), ("create", "secrets", ROOT)] {
+            eventually(&format!("istiod may {verb} {resource}"), Duration::from_secs(10), async || {
+                let may = crate::rbac::may(&self.server, "istiod", verb, "", resource, namespace).await;
+                if may { Ok(()) } else { Err("it may not".to_owned()) }
+            })
+            .await;
+        }
         let kubeconfig = self.server.kubeconfig_of(ROOT, "istiod").await;
         let [grpc, secure, monitoring, http] = free_ports();
         let mut variables = vec![

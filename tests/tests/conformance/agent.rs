@@ -105,7 +105,16 @@ async fn refused_add_comes_again() -> Result<()> {
         answer(&link, "failure to start proxy")?;
     }
     ensure!(begin.elapsed() < Duration::from_secs(30), "four attempts took {:?}", begin.elapsed());
-    until("pending", async || Ok(cluster.pod("a").await?.redirection.as_deref() == Some("pending"))).await?;
+    // Who doesn't answer for five seconds is given up: meanwhile the others are refused too.
+    until("pending", async || {
+        if cluster.pod("a").await?.redirection.as_deref() == Some("pending") {
+            return Ok(true);
+        }
+        let Asked::Add { .. } = next(&link)? else { anyhow::bail!("an Add expected") };
+        answer(&link, "failure to start proxy")?;
+        Ok(false)
+    })
+    .await?;
     let Asked::Add { .. } = next(&link)? else { anyhow::bail!("an Add expected") };
     answer(&link, "")?;
     cluster.lab.wait_enrolled("raw", true).await?;

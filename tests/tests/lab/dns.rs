@@ -205,8 +205,14 @@ async fn a_pod_may_opt_out_and_may_lack_an_ipv6_loopback() -> Result<()> {
     lab.apply(&pod("out", "ambient.istio.io/dns-capture: \"false\"")).await?;
     lab.apply(&pod("lame", "lab.aquifer.io/no-ipv6-loopback: \"true\"")).await?;
     lab.apply(&pod("four", "lab.aquifer.io/no-ipv6: \"true\"")).await?;
-    lab.wait_namespace_ready("shop").await?;
-    lab.wait_enrolled("shop", true).await?;
+    lab.wait_status("all three are in the mesh", Duration::from_secs(30), |status| {
+        let is_in = |name: &&str| {
+            let mut pods = status.pods.iter().filter(|pod| pod.namespace == "shop");
+            pods.any(|pod| pod.name == **name && pod.redirection.as_deref() == Some("enabled"))
+        };
+        ["out", "lame", "four"].iter().all(is_in).then_some(())
+    })
+    .await?;
     let v4 = service_ips(&lab, "shop", "orders").await?.into_iter().find(|ip| ip.is_ipv4()).context("IPv4")?;
     let authoritative = async |pod: &str| -> Result<bool> {
         let text = run(&lab, pod, &["dig", "+time=15", "orders.shop.svc.cluster.local"]).await?.stdout;

@@ -46,6 +46,22 @@ fn comparable(line: &str) -> String {
     fields.collect::<Vec<_>>().join(" ")
 }
 
+/// Waits until a node's proxy holds certificates of these service accounts.
+async fn certified(lab: &Lab, node: &str, accounts: &[&str]) -> Result<()> {
+    eventually(&format!("{node} has certificates of {accounts:?}"), Duration::from_secs(2), async || {
+        let dump: serde_json::Value = serde_json::from_str(&lab.ztunnel_admin(node, "/config_dump").await?)?;
+        let held = dump["certificates"].as_array().context("certificates in the config dump")?;
+        let available = |account: &&str| {
+            held.iter().any(|one| {
+                one["state"] == "Available" && one["identity"].as_str().is_some_and(|id| id.ends_with(*account))
+            })
+        };
+        Ok(accounts.iter().all(available))
+    })
+    .await
+    .map(drop)
+}
+
 /// Accepts one connection, which says whom it sees, and echoes one byte.
 async fn through(lab: &Lab, listener: &tokio::net::TcpListener) -> Result<(TcpStream, TcpStream)> {
     let a = lab.pod("raw", "a").await?;
@@ -76,7 +92,8 @@ async fn lines_and_counters_are_the_same_and_nothing_is_on_the_wire() -> Result<
         let lab = raw(fast_path(on)).await?;
         let c = lab.pod("raw", "c").await?;
         let listener = listen(&lab, &c, 7007)?;
-        // The first brings the certificates.
+        // Who comes earlier goes through a tunnel, which stays open for a while.
+        certified(&lab, "node1", &["sa/a", "sa/c"]).await?;
         end(through(&lab, &listener).await?).await?;
         access_lines_appear(&lab, "node1", 2, &["sa/a", "connection complete"]).await?;
         for pod in ["a", "c"] {

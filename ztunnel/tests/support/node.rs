@@ -1,9 +1,10 @@
 //! A node proxy's data path without its control plane: the test publishes the mesh itself.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aquifer_core::from_proto;
 use aquifer_core::identity::Identity;
@@ -38,6 +39,9 @@ use ztunnel::proxy::pod::Shared;
 use ztunnel::proxy::worker::Workers;
 
 use super::net::TestPod;
+
+/// From a fork to the program that it runs, at most.
+const FORKED: Duration = Duration::from_secs(30);
 
 /// Whether an authority does its work.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -239,7 +243,16 @@ impl Node {
     }
 
     pub(crate) fn enrol(&self, pod: &TestPod, name: &str) {
-        self.try_enrol(&pod.namespace.netns, name).unwrap();
+        // A program that another test is just starting still has what was open here, listeners among it.
+        let begin = Instant::now();
+        loop {
+            match self.try_enrol(&pod.namespace.netns, name) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse && begin.elapsed() < FORKED => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                done => return done.unwrap(),
+            }
+        }
     }
 
     pub(crate) fn try_enrol(&self, netns: &Netns, name: &str) -> std::io::Result<()> {

@@ -146,9 +146,14 @@ impl Cluster {
                 self.event(event, &mut questions).await;
             }
             self.reconcile().await;
-            for question in questions {
-                // Who asked may have gone away.
-                let _ = question.send(self.status());
+            if !questions.is_empty() {
+                let status = self.status();
+                // A pod may have turned ready meanwhile: what is called ready is in the rules.
+                self.reconcile().await;
+                for question in questions {
+                    // Who asked may have gone away.
+                    let _ = question.send(status.clone());
+                }
             }
         }
     }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use aquifer_lab::Lab;
 use aquifer_objects::{Kind, Object};
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::support::{idle, plain_lab, until, web};
 
-async fn pod_objects(lab: &Lab, namespace: &str) -> Vec<std::sync::Arc<k8s_openapi::api::core::v1::Pod>> {
+async fn pod_objects(lab: &Lab, namespace: &str) -> Vec<std::sync::Arc<Pod>> {
     let objects = lab.objects(&[Kind::Pod]).await.unwrap();
     let pod = |object| if let Object::Pod(pod) = object { Some(pod) } else { None };
     objects.into_iter().filter_map(pod).filter(|pod| pod.metadata.namespace.as_deref() == Some(namespace)).collect()
@@ -174,7 +175,17 @@ async fn pods_have_their_own_files_names_and_status() {
         assert_eq!(output.stdout, format!("{0}\n{0}\n/tmp\n", pod.name));
     }
     assert!(!std::path::Path::new("/tmp/mine").exists() && !std::path::Path::new("/run/mine").exists());
-    let object = pod_objects(&lab, "default").await.remove(0);
+    // The lab knows it a moment before the object says it.
+    let is_ready = |object: &Pod| {
+        let conditions = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    let mut object = pod_objects(&lab, "default").await.remove(0);
+    until("the object says that it is ready", Duration::from_secs(10), async || {
+        object = pod_objects(&lab, "default").await.remove(0);
+        is_ready(&object)
+    })
+    .await;
     let (status, info) =
         (object.status.clone().unwrap(), lab.pod("default", object.metadata.name.as_deref().unwrap()).await.unwrap());
     assert_eq!(status.pod_ip, Some(info.ipv4().to_string()));
